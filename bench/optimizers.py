@@ -1,0 +1,146 @@
+"""The optimizers that a pretraining run can use, behind one small interface.
+
+An optimizer comes with what it needs around `step`: clipping of gradients and the schedule, which
+BertAdam does itself and torch's optimizers leave to the training loop.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from plain_bert_adam import PlainBertAdam
+from settings import Settings
+from torch.nn.utils import clip_grad_norm_
+
+import bertadam_cuda
+from bertadam_cuda.param_groups import param_groups_weight_decay
+from bertadam_cuda.schedules import multiplier
+
+BETAS = (0.9, 0.999)
+EPS = 1e-6
+
+
+@dataclass
+class Stepper:
+    """An optimizer, and what is called before and after it in every step."""
+
+    optimizer: torch.optim.Optimizer
+    clip: Callable[[], object] | None = None
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+
+    def step(self) -> None:
+        """Clip, update, and advance the schedule."""
+        if self.clip is not None:
+            self.clip()
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the parts; without functions, which the constructor makes again."""
+        optimizer = self.optimizer.state_dict()
+        groups = [
+            {name: value for name, value in group.items() if not callable(value)}
+            for group in optimizer["param_groups"]
+        ]
+        scheduler = self.scheduler.state_dict() if self.scheduler is not None else {}
+        return {"optimizer": {**optimizer, "param_groups": groups}, "scheduler": scheduler}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of a stepper that was built with the same settings."""
+        own_groups = self.optimizer.state_dict()["param_groups"]
+        saved = state["optimizer"]
+        groups = [
+            {**own, **group} for own, group in zip(own_groups, saved["param_groups"], strict=True)
+        ]
+        self.optimizer.load_state_dict({**saved, "param_groups": groups})
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+
+
+def build_stepper(model: torch.nn.Module, settings: Settings) -> Stepper:
+    """Make the run's optimizer for the model's parameters; biases and norms are not decayed."""
+    groups = param_groups_weight_decay(model, settings.weight_decay)
+    return BUILDERS[settings.optimizer](groups, settings)
+
+
+def lr_multiplier(settings: Settings) -> Callable[[int], float]:
+    """Multiplier of lr as a function of the updates done, the same for every optimizer."""
+    return multiplier(settings.schedule, settings.warmup, settings.steps, settings.schedule_args)
+
+
+def _bertadam(groups: list[dict[str, Any]], settings: Settings) -> Stepper:
+    return Stepper(
+        bertadam_cuda.BertAdam(
+            groups,
+            settings.lr,
+            settings.warmup,
+            settings.steps,
+            settings.schedule,
+            schedule_args=settings.schedule_args or None,
+            max_grad_norm=_limit(settings),
+            clip=_norm_kind(settings),
+        )
+    )
+
+
+def _reference(groups: list[dict[str, Any]], settings: Settings) -> Stepper:
+    return Stepper(
+        PlainBertAdam(
+            groups,
+            settings.lr,
+            schedule=lr_multiplier(settings),
+            max_grad_norm=_limit(settings),
+            clip=_norm_kind(settings),
+            reduction_chunks=settings.reduction_chunks,
+        )
+    )
+
+
+def _torch(groups: list[dict[str, Any]], settings: Settings) -> Stepper:
+    optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=BETAS, eps=EPS, fused=True)
+    return _with_loop_parts(optimizer, settings)
+
+
+def _apex(groups: list[dict[str, Any]], settings: Settings) -> Stepper:
+    try:
+        fused_adam = importlib.import_module("apex.optimizers").FusedAdam
+    except ImportError as error:
+        raise ImportError(
+            f"pretrain_bert: --optimizer apex needs NVIDIA apex with its CUDA extensions ({error});"
+            " build it from https://github.com/NVIDIA/apex, or use --optimizer torch"
+        ) from error
+    optimizer = fused_adam(groups, lr=settings.lr, betas=BETAS, eps=EPS, adam_w_mode=True)
+    return _with_loop_parts(optimizer, settings)
+
+
+BUILDERS: dict[str, Callable[[list[dict[str, Any]], Settings], Stepper]] = {
+    "bertadam": _bertadam,
+    "reference": _reference,
+    "torch": _torch,
+    "apex": _apex,
+}
+
+
+def _with_loop_parts(optimizer: torch.optim.Optimizer, settings: Settings) -> Stepper:
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    limit = settings.max_grad_norm
+    clips: dict[str, Callable[[], object] | None] = {
+        "per_tensor": lambda: [clip_grad_norm_(param, limit) for param in params],
+        "global": lambda: clip_grad_norm_(params, limit),
+        "none": None,
+    }
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_multiplier(settings))
+    return Stepper(optimizer, clips[settings.clip] if limit > 0 else None, scheduler)
+
+
+def _limit(settings: Settings) -> float:
+    return 0.0 if settings.clip == "none" else settings.max_grad_norm
+
+
+def _norm_kind(settings: Settings) -> str:
+    return "per_tensor" if settings.clip == "none" else settings.clip

@@ -1,0 +1,147 @@
+"""Pretrain a BERT from random weights with masked language modelling.
+
+    python bench/pretrain_bert.py                        the defaults of this machine
+    python bench/pretrain_bert.py --corpus a.txt b.txt   your text, blank lines between documents
+    python bench/pretrain_bert.py --compare reference    against a plain PyTorch BertAdam
+
+Without --corpus the text is the English that this Python carries; nothing is downloaded. Written
+to --out: log.jsonl, losses.png, and the vocabulary in a cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+# Before torch and transformers are imported: cuBLAS's condition for repeatable results, and no
+# attempt to reach a network.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
+
+ROOT = Path(__file__).resolve().parents[1]
+NEEDED = ("torch", "numpy", "transformers", "tokenizers", "matplotlib", "tqdm")
+
+
+def require_packages() -> None:
+    """Name everything that is missing at once, with the command that installs it."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        sys.exit(
+            f"pretrain_bert: not installed: {', '.join(missing)}; install with:"
+            f" {sys.executable} -m pip install {' '.join(missing)}\n"
+            "(`make pretrain` sets up an environment with everything)"
+        )
+    if importlib.util.find_spec("bertadam_cuda") is None:
+        sys.path.append(str(ROOT))  # a build in the source tree needs no installation
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options; a setting that is None is filled from the checkpoint or the device's defaults."""
+    from bert_model import SIZES
+    from settings import CLIPS, DTYPES, OPTIMIZERS
+
+    from bertadam_cuda.schedules import SCHEDULES
+
+    summary, _, details = (__doc__ or "").partition("\n\n")
+    options = argparse.ArgumentParser(
+        prog="pretrain_bert.py",
+        description=summary,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    text = options.add_argument_group("text and output")
+    text.add_argument("--corpus", type=Path, nargs="+", default=[], metavar="FILE")
+    text.add_argument("--out", type=Path, default=ROOT / "runs" / "pretrain", metavar="DIR")
+    text.add_argument("--checkpoint", type=Path, metavar="FILE", help="save the run here")
+    text.add_argument("--resume", type=Path, metavar="FILE", help="continue a saved run")
+    text.add_argument(
+        "--stop-after", type=int, metavar="STEP", help="stop early; --steps still sets the schedule"
+    )
+    text.add_argument("--compare", choices=("reference",), help="train twice, plot both losses")
+    text.add_argument(
+        "--reference-runs",
+        type=int,
+        choices=(1, 2, 3),
+        default=1,
+        help="references whose norms are added up in different orders; from 2 on, exit 1 unless"
+        " our losses are within twice their spread",
+    )
+    model = options.add_argument_group("model and data (default: fits the device)")
+    model.add_argument("--size", choices=tuple(SIZES))
+    model.add_argument("--vocab-size", type=int)
+    model.add_argument("--batch", type=int, help="sequences per step")
+    model.add_argument("--seq-len", type=int, help="tokens per sequence")
+    model.add_argument("--steps", type=int)
+    model.add_argument("--dropout", type=float)
+    model.add_argument("--device", help="cpu, cuda, cuda:1, ...")
+    model.add_argument("--dtype", choices=DTYPES, help="fp32, or bf16 autocast; weights are fp32")
+    model.add_argument("--seed", type=int)
+    model.add_argument("--eval-every", type=int, help="steps between held-out losses")
+    rule = options.add_argument_group("optimizer")
+    rule.add_argument("--optimizer", choices=OPTIMIZERS)
+    rule.add_argument("--lr", type=float)
+    rule.add_argument("--schedule", choices=tuple(SCHEDULES))
+    rule.add_argument("--schedule-args", type=schedule_argument, nargs="+", metavar="KEY=NUMBER")
+    rule.add_argument("--warmup", type=float, help="fraction of the steps, or -1 for none")
+    rule.add_argument("--clip", choices=CLIPS)
+    rule.add_argument("--max-grad-norm", type=float)
+    rule.add_argument("--weight-decay", type=float)
+    return options
+
+
+def schedule_argument(text: str) -> tuple[str, float]:
+    key, _, value = text.partition("=")
+    return key, float(value)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; returns its exit status."""
+    require_packages()
+    options = parser().parse_args(arguments)
+    import torch
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, hides nothing here
+    try:
+        return launch(options)
+    except (ValueError, ImportError, RuntimeError) as error:
+        if str(error).startswith(("pretrain_bert", "corpus", "vocabulary", "BertAdam", "bertadam")):
+            print(error, file=sys.stderr)
+            return 2
+        raise
+
+
+def launch(options: argparse.Namespace) -> int:
+    import comparison
+    import pretraining
+    from settings import Settings, complete
+
+    names = Settings.__dataclass_fields__
+    given: dict[str, Any] = {key: value for key, value in vars(options).items() if key in names}
+    if given["schedule_args"] is not None:
+        given["schedule_args"] = dict(given["schedule_args"])
+    if options.compare is None:
+        pretraining.pretrain(
+            given,
+            corpus_files=options.corpus,
+            out=options.out,
+            checkpoint=options.checkpoint,
+            resume=options.resume,
+            stop_after=options.stop_after,
+        )
+        return 0
+    if options.resume or options.checkpoint or options.stop_after:
+        raise ValueError(
+            "pretrain_bert: --compare runs from the start to the end; leave out --resume,"
+            " --checkpoint and --stop-after"
+        )
+    settings = complete(given)
+    return comparison.compare(settings, options.corpus, options.out, options.reference_runs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

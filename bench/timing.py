@@ -1,0 +1,144 @@
+"""How long a call takes, on a CPU or a GPU, so that contenders of one run can be compared.
+
+Clocks return microseconds. Nothing here knows what is being timed.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+Call = Callable[[], object]
+
+#: Larger than any cache that should not help from one call to the next.
+COPY_BYTES = {"cpu": 2**29, "cuda": 2**31}
+_WARM_UPS = 2
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and the 20th and 80th percentile of a sample."""
+
+    median: float
+    p20: float
+    p80: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Spread:
+        ordered = sorted(samples)
+        last = len(ordered) - 1
+        return cls(
+            statistics.median(ordered), ordered[round(0.2 * last)], ordered[round(0.8 * last)]
+        )
+
+
+def wall_us(call: Call) -> float:
+    """Time between call and return: the clock of CPU work."""
+    start = time.perf_counter_ns()
+    call()
+    return (time.perf_counter_ns() - start) / 1e3
+
+
+class DeviceClock:
+    """Time on the GPU between the first and the last kernel of a call, by events.
+
+    A sleep on the device that outlasts the host's part keeps the queue filled, so launch overhead
+    does not show, and the L2 cache is overwritten before. A call with more launches than the
+    queue holds (about 1,000) is still bound by the host: the sleep ends while it launches.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        properties = torch.cuda.get_device_properties(device)
+        self._flush = torch.empty(4 * properties.L2_cache_size, dtype=torch.uint8, device=device)
+        self._cycles_per_us = _sleep_cycles_per_us()
+        self._host_us: dict[Call, float] = {}
+
+    def __call__(self, call: Call) -> float:
+        if call not in self._host_us:
+            self._host_us[call] = idle_host_us(call, n_calls=3)
+        self._flush.zero_()
+        # Twice the host's time: a single launch varies by that much.
+        torch.cuda._sleep(int((2 * self._host_us[call] + 100) * self._cycles_per_us))
+        return _between_events_us(call)
+
+
+def _sleep_cycles_per_us(n_cycles: int = 20_000_000) -> float:
+    def sleep() -> None:
+        torch.cuda._sleep(n_cycles)
+
+    sleep()  # wakes the clocks up
+    return n_cycles / _between_events_us(sleep)
+
+
+def _between_events_us(call: Call) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    call()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) * 1e3
+
+
+def idle_host_us(call: Call, n_calls: int = 20) -> float:
+    """Median time until a call returns, on a queue that is empty when it begins."""
+    samples = []
+    for _ in range(n_calls):
+        torch.cuda.synchronize()
+        samples.append(wall_us(call))
+    torch.cuda.synchronize()
+    return statistics.median(samples)
+
+
+def alternate(
+    calls: Mapping[str, Call], n_rounds: int, clock: Callable[[Call], float]
+) -> dict[str, list[float]]:
+    """Time every call once per round; the i-th samples of all calls belong together.
+
+    Machines drift by percents within minutes, so contenders are compared within a round. The
+    first call of a round changes from round to round, so none always follows the same one.
+    """
+    names = list(calls)
+    for name in names:
+        for _ in range(_WARM_UPS):
+            calls[name]()
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    for n in range(n_rounds):
+        first = n % len(names)
+        for name in names[first:] + names[:first]:
+            samples[name].append(clock(calls[name]))
+    return samples
+
+
+def paired_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Spread:
+    """Spread of the ratios within each round."""
+    return Spread.of([a / b for a, b in zip(numerator, denominator, strict=True)])
+
+
+def copy_call(device: torch.device) -> tuple[Call, int]:
+    """Return a call that copies a large tensor, and the bytes it reads and writes.
+
+    On a CPU torch copies with all its threads. Bytes are counted as the program sees them: what a
+    CPU reads in order to write is not.
+    """
+    n_bytes = COPY_BYTES[device.type]
+    source = torch.ones(n_bytes // 4, device=device)
+    target = torch.zeros_like(source)
+    return lambda: target.copy_(source), 2 * n_bytes
+
+
+def count_launches(call: Call) -> tuple[int, int]:
+    """Return how many kernels, and how many copies and fills, one call launches on the GPU."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        call()
+        torch.cuda.synchronize()
+    names = [event.name for event in profiler.events() if event.device_type == DeviceType.CUDA]
+    n_copies = sum(name.startswith(("Memcpy", "Memset")) for name in names)
+    return len(names) - n_copies, n_copies

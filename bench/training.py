@@ -1,0 +1,132 @@
+"""One pretraining run: model, optimizer and batches, advanced step by step and saved whole.
+
+A run that is saved, loaded in another process and continued gives the same bits as one that never
+stopped: batches depend on their number alone, and torch's generators are part of the checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from bert_model import MAX_POSITIONS, SIZES, masked_loss, random_bert
+from masking import TrainingBatches, held_out_batches
+from optimizers import build_stepper, lr_multiplier
+from settings import Settings
+from vocabulary import EncodedCorpus
+
+CHECKPOINT_FORMAT = 1
+
+
+class Training:
+    """The state of a run. `step` counts the updates done; `losses` holds one value for each."""
+
+    def __init__(self, settings: Settings, text: EncodedCorpus) -> None:
+        if settings.seq_len > MAX_POSITIONS:
+            raise ValueError(
+                f"pretrain_bert: seq_len is {settings.seq_len}, expected at most {MAX_POSITIONS}"
+            )
+        torch.manual_seed(settings.seed)
+        self.settings = settings
+        self.device = torch.device(settings.device)
+        self.model = random_bert(SIZES[settings.size], text.vocab_size, settings.dropout)
+        self.model.to(self.device).train()
+        self.stepper = build_stepper(self.model, settings)
+        self.step = 0
+        # Losses stay on the device, so that reading them does not hold up every step.
+        self.losses = torch.zeros(settings.steps, device=self.device)
+        self._multiplier = lr_multiplier(settings)
+        self._text_digest = text.digest
+        self._batches = TrainingBatches(text.train, text.vocab_size, settings.batch, settings.seed)
+        self._held_out = held_out_batches(text.held_out, text.vocab_size, settings.batch)
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(param.numel() for param in self.model.parameters())
+
+    def lr(self, step: int) -> float:
+        """Learning rate of update number `step`, counted from 0."""
+        return self.settings.lr * self._multiplier(step)
+
+    def advance(self) -> None:
+        """Do one update. The host does not wait for a GPU."""
+        batch = self._batches[self.step].to(self.device)
+        with self._autocast():
+            loss = masked_loss(self.model, batch)
+        loss.backward()
+        self.stepper.step()
+        self.stepper.optimizer.zero_grad(set_to_none=True)
+        self.losses[self.step] = loss.detach()
+        self.step += 1
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        """Mean loss in nats per predicted token of the validation set; leaves no trace."""
+        self.model.eval()
+        total = torch.zeros((), device=self.device, dtype=torch.float64)
+        for batch in self._held_out:
+            with self._autocast():
+                total += masked_loss(self.model, batch.to(self.device)) * len(batch.labels)
+        self.model.train()
+        return float(total) / sum(len(batch.labels) for batch in self._held_out)
+
+    def save(self, file: Path, records: list[dict[str, Any]]) -> None:
+        """Write everything that the continuation needs, and the log's records so far."""
+        on_gpu = self.device.type == "cuda"
+        checkpoint = {
+            "format": CHECKPOINT_FORMAT,
+            "settings": asdict(self.settings),
+            "text_digest": self._text_digest,
+            "step": self.step,
+            "losses": self.losses,
+            "model": self.model.state_dict(),
+            "stepper": self.stepper.state_dict(),
+            "cpu_generator": torch.get_rng_state(),
+            "gpu_generator": torch.cuda.get_rng_state(self.device) if on_gpu else None,
+            "records": records,
+        }
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_name(f"{file.name}.{os.getpid()}")
+        torch.save(checkpoint, unfinished)
+        unfinished.replace(file)  # the previous checkpoint lives until the new one is whole
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Continue from a checkpoint of the same settings and text.
+
+        Raises:
+            ValueError: the text is another one.
+        """
+        if checkpoint["text_digest"] != self._text_digest:
+            raise ValueError(
+                "pretrain_bert: the checkpoint was made with another text (or another version of"
+                " Python or of tokenizers); resume with the same --corpus"
+            )
+        self.model.load_state_dict(checkpoint["model"])
+        self.stepper.load_state_dict(checkpoint["stepper"])
+        self.step = checkpoint["step"]
+        self.losses.copy_(checkpoint["losses"])
+        torch.set_rng_state(checkpoint["cpu_generator"])
+        if checkpoint["gpu_generator"] is not None:
+            torch.cuda.set_rng_state(checkpoint["gpu_generator"], self.device)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.settings.dtype == "bf16"
+        )
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """Load a checkpoint to the CPU; executes nothing that is in the file."""
+    if not file.is_file():
+        raise ValueError(f"pretrain_bert: --resume {file}: there is no such file")
+    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    found = checkpoint.get("format") if isinstance(checkpoint, dict) else None
+    if found != CHECKPOINT_FORMAT:
+        raise ValueError(
+            f"pretrain_bert: --resume {file}: found format {found}, expected {CHECKPOINT_FORMAT};"
+            " this is no checkpoint of this program"
+        )
+    return checkpoint

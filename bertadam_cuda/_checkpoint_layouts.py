@@ -1,0 +1,263 @@
+"""Reads an optimizer's state dict of any known layout into one form.
+
+Knows names and structure only: which keys a layout has and what they are called here. It looks
+at no tensor's contents and knows no optimizer; `_checkpoint` does both.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+#: Counters that reset_schedule adds to the state of a parameter; absent means 0.
+STARTS = ("schedule_start", "bias_correction_start")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a layout keeps what."""
+
+    title: str
+    #: Its names of the optimizer's states, where they differ.
+    names: Mapping[str, str] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
+    #: Keys that are known and not taken over, each with the reason.
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    #: The groups speak of BertAdam's settings, so the file's win.
+    has_settings: bool = True
+    step_in_group: bool = False
+
+
+OWN = Layout("bertadam_cuda", optional=STARTS)
+REFERENCE = Layout("BertAdam", names={"exp_avg": "next_m", "exp_avg_sq": "next_v"})
+_AMSGRAD = {
+    "max_exp_avg_sq": "AMSGrad's running maximum is left out, because BertAdam divides by the "
+    "root of exp_avg_sq itself"
+}
+TORCH = Layout("torch Adam/AdamW", ignored=_AMSGRAD, has_settings=False)
+APEX = Layout("apex FusedAdam", has_settings=False, step_in_group=True)
+
+#: Schedule objects of pytorch-pretrained-BERT 0.6.2, by the name of their class: the name here
+#: and whether the class has cycles.
+_SCHEDULE_OBJECTS = {
+    "ConstantLR": ("none", False),
+    "WarmupConstantSchedule": ("warmup_constant", False),
+    "WarmupLinearSchedule": ("warmup_linear_hf", False),
+    "WarmupCosineSchedule": ("warmup_cosine_hf", True),
+    "WarmupCosineWithHardRestartsSchedule": ("warmup_cosine_hard_restarts", True),
+    "WarmupCosineWithWarmupRestartsSchedule": ("warmup_cosine_warmup_restarts", True),
+}
+
+
+@dataclass(frozen=True)
+class SavedGroup:
+    """One parameter group of a file.
+
+    settings: what is to be taken over, without 'params'; copies.
+    entries: per parameter its state under the names used here, or None if the file has none.
+    """
+
+    settings: dict[str, Any]
+    entries: list[dict[str, Any] | None]
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A whole file: its layout, its groups and what of it is left out on purpose."""
+
+    layout: Layout
+    groups: list[SavedGroup]
+    left_out: list[str]
+
+
+def read(state_dict: object, state_names: Sequence[str], where: str) -> SavedState:
+    """Return the contents of `state_dict` in one form.
+
+    Args:
+        state_dict: what the user gave.
+        state_names: the tensors that the optimizer keeps per parameter.
+        where: begins every message.
+
+    Raises:
+        TypeError: `state_dict`, its groups or its entries are not of the right kind.
+        ValueError: unknown layout, missing or unknown keys, entries that belong to no group.
+    """
+    groups, state = _structure(state_dict, where)
+    layout = _recognise(groups, state, where)
+    left_out = [
+        reason
+        for key, reason in layout.ignored.items()
+        if any(key in entry for entry in state.values())
+    ]
+    keys = {name: layout.names.get(name, name) for name in state_names}
+    saved: list[SavedGroup] = []
+    n_before = 0
+    for group_id, group in enumerate(groups):
+        entries = [
+            _entry(
+                state.get(param),
+                group,
+                (layout, keys),
+                f"{where}: state of parameter {n_before + i}",
+            )
+            for i, param in enumerate(group["params"])
+        ]
+        n_before += len(entries)
+        saved.append(SavedGroup(_settings(group, layout, f"{where}: group {group_id}"), entries))
+    return SavedState(layout, saved, left_out)
+
+
+def _structure(
+    state_dict: object, where: str
+) -> tuple[list[Mapping[str, Any]], dict[Any, Mapping[str, Any]]]:
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            f"{where}: the state dict has type {type(state_dict).__name__}, expected a dict as "
+            "returned by state_dict()"
+        )
+    missing = [key for key in ("state", "param_groups") if key not in state_dict]
+    if missing:
+        raise ValueError(
+            f"{where}: the state dict lacks {_listed(missing)} and has {_listed(state_dict)}; "
+            "pass the part of the checkpoint that optimizer.state_dict() returned"
+        )
+    groups, state = state_dict["param_groups"], state_dict["state"]
+    if not isinstance(groups, Sequence) or not isinstance(state, Mapping):
+        raise TypeError(
+            f"{where}: 'param_groups' has type {type(groups).__name__} and 'state' "
+            f"{type(state).__name__}, expected a list and a dict"
+        )
+    seen: set[Any] = set()
+    for group_id, group in enumerate(groups):
+        keys = group.get("params") if isinstance(group, Mapping) else None
+        if not isinstance(keys, Sequence) or isinstance(keys, str):
+            raise TypeError(
+                f"{where}: param_groups[{group_id}] of the file is no group, expected a dict with "
+                "a list 'params'"
+            )
+        twice = [key for key in keys if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
+        if twice:
+            raise ValueError(
+                f"{where}: the file's param_groups list parameter {twice[0]!r} more than once"
+            )
+    strangers = [key for key in state if key not in seen]
+    if strangers:
+        raise ValueError(
+            f"{where}: the file has state of parameter {_listed(strangers[:5])}, which none of "
+            "its param_groups lists"
+        )
+    for key, entry in state.items():
+        if not isinstance(entry, Mapping):
+            raise TypeError(
+                f"{where}: state of parameter {key!r} has type {type(entry).__name__}, "
+                "expected a dict"
+            )
+    return list(groups), dict(state)
+
+
+def _recognise(
+    groups: list[Mapping[str, Any]], state: Mapping[Any, Mapping[str, Any]], where: str
+) -> Layout:
+    if any("next_m" in entry or "next_v" in entry for entry in state.values()):
+        return REFERENCE
+    if groups and all("b1" in group for group in groups):
+        # Before its first step a file of the original differs only in the settings it lacks.
+        own = any(state.values()) or any("on_nonfinite" in group for group in groups)
+        return OWN if own else REFERENCE
+    if groups and all("betas" in group for group in groups):
+        in_group = any("step" in group for group in groups)
+        in_state = any("step" in entry for entry in state.values())
+        return APEX if in_group and not in_state else TORCH
+    found = sorted({str(key) for group in groups for key in group} - {"params"})
+    raise ValueError(
+        f"{where}: unknown layout, the file's groups have {_listed(found)}; known are "
+        "bertadam_cuda and BertAdam ('b1', 'b2', 'e'), torch Adam/AdamW and apex FusedAdam "
+        "('betas', 'eps')"
+    )
+
+
+def _entry(
+    entry: Mapping[str, Any] | None,
+    group: Mapping[str, Any],
+    form: tuple[Layout, Mapping[str, str]],
+    where: str,
+) -> dict[str, Any] | None:
+    if not entry:
+        # The original's get_lr() leaves empty entries behind: no state, as if there were none.
+        return None
+    layout, keys = form
+    needed = [*keys.values()] if layout.step_in_group else ["step", *keys.values()]
+    known = {*needed, *layout.optional, *layout.ignored}
+    missing = [key for key in needed if key not in entry]
+    unknown = [key for key in entry if key not in known]
+    if layout.step_in_group and "step" not in group:
+        missing.append("step (of its group)")
+    if missing or unknown:
+        found = [f"lacks {_listed(missing)}"] if missing else []
+        found += [f"has the unknown {_listed(unknown)}"] if unknown else []
+        raise ValueError(
+            f"{where} {' and '.join(found)}; expected {_listed(needed)} (layout of {layout.title})"
+        )
+    return {
+        "step": group["step"] if layout.step_in_group else entry["step"],
+        **{name: entry[key] for name, key in keys.items()},
+        **{key: entry[key] for key in layout.optional if key in entry},
+    }
+
+
+def _settings(group: Mapping[str, Any], layout: Layout, where: str) -> dict[str, Any]:
+    # Names are taken over from every layout: they describe the file's parameters.
+    taken = [
+        key for key in group if key == "param_names" or (layout.has_settings and key != "params")
+    ]
+    settings = {key: group[key] for key in taken}
+    names = settings.get("param_names")
+    if names is not None and len(names) != len(group["params"]):
+        raise ValueError(
+            f"{where} of the file has {len(group['params'])} params and {len(names)} param_names"
+        )
+    if layout is REFERENCE:
+        settings.update(_schedule_settings(settings, where))
+        # The name of version 0.1.2.
+        if "weight_decay_rate" in settings:
+            settings["weight_decay"] = settings.pop("weight_decay_rate")
+    return copy.deepcopy(settings)
+
+
+def _schedule_settings(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return what a BertAdam file says of the schedule, in the terms of this package.
+
+    pytorch-pretrained-BERT 0.6.2 pickles an object; its numbers are read by attribute, so that
+    package is not needed here. It stores warmup as max(warmup, 0), and multiplied by cycles for
+    the schedule with a ramp in every cycle.
+    """
+    if "schedule" not in settings:
+        return {}
+    schedule = settings["schedule"]
+    if isinstance(schedule, str):
+        # The original knows no arguments; what the optimizer has now belongs to its old schedule.
+        return {"schedule_args": None}
+    kind = type(schedule).__name__
+    named = kind in _SCHEDULE_OBJECTS
+    if not named or not hasattr(schedule, "warmup") or not hasattr(schedule, "t_total"):
+        raise ValueError(
+            f"{where} of the file has a schedule of type {kind}, expected a name or one of "
+            f"{_listed(_SCHEDULE_OBJECTS)} with its warmup and t_total"
+        )
+    name, has_cycles = _SCHEDULE_OBJECTS[kind]
+    warmup, t_total = float(schedule.warmup), float(schedule.t_total)
+    cycles = float(schedule.cycles) if has_cycles else 1.0
+    if name == "warmup_cosine_warmup_restarts":
+        warmup /= cycles
+    return {
+        "schedule": name,
+        "warmup": warmup,
+        "t_total": -1 if t_total < 0 else int(t_total) if t_total.is_integer() else t_total,
+        "schedule_args": {"cycles": cycles} if has_cycles else None,
+    }
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(repr(name) for name in names) or "nothing"

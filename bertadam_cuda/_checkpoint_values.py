@@ -1,0 +1,110 @@
+"""Checks of the values in a state dict: each returns what may be written, or raises.
+
+Nothing is written here, and nothing is known of groups and layouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._checkpoint_layouts import STARTS
+
+#: A float32 counter is exact below this.
+_STEP_LIMIT = 2**24
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+#: State that no run of an optimizer makes negative.
+_NON_NEGATIVE = ("exp_avg_sq",)
+
+
+def checked_state(
+    key: str, value: object, param: Tensor, current: Mapping[str, Tensor], label: str
+) -> Tensor:
+    """Return `value` if it can become the state `key` of `param`.
+
+    Args:
+        key: name of the state.
+        value: what the file has.
+        param: the parameter, for its shape.
+        current: its present state, for the dtype; float32 where there is none.
+        label: begins every message.
+
+    Raises:
+        TypeError: no dense floating-point tensor.
+        ValueError: another shape, no values, values that are not finite or do not fit the dtype,
+            or a negative one where none can be.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{label} {key} has type {type(value).__name__}, expected a tensor")
+    if value.dtype not in _DTYPES or value.layout != torch.strided:
+        raise TypeError(
+            f"{label} {key} has dtype {value.dtype} and layout {value.layout}, expected a dense "
+            f"tensor of {', '.join(str(dtype) for dtype in _DTYPES)}"
+        )
+    if value.shape != param.shape:
+        raise ValueError(
+            f"{label} {key} has shape {tuple(value.shape)}, the parameter {tuple(param.shape)}; "
+            "the file belongs to another model or to another order of its parameters"
+        )
+    if value.is_meta:
+        raise ValueError(f"{label} {key} is on the meta device and has no values to load")
+    if value.numel() > 0:
+        dtype = current[key].dtype if key in current else torch.float32
+        _check_range(key, value.detach(), dtype, label)
+    return value
+
+
+def _check_range(key: str, value: Tensor, dtype: torch.dtype, label: str) -> None:
+    # One pass for all questions; a NaN anywhere makes both ends NaN.
+    low, high = (float(end) for end in torch.aminmax(value))
+    limit = torch.finfo(dtype).max
+    if not -limit <= low <= high <= limit:
+        raise ValueError(
+            f"{label} {key} has values from {low} to {high}, expected finite ones that fit {dtype}"
+        )
+    if low < 0 and key in _NON_NEGATIVE:
+        raise ValueError(f"{label} {key} has the negative value {low}, expected none below 0")
+
+
+def checked_counters(entry: Mapping[str, Any], label: str) -> dict[str, float]:
+    """Return the counters in `entry` as numbers: 'step', and the starts where it has them.
+
+    Raises:
+        TypeError: one is neither a number nor a tensor of one element.
+        ValueError: one is no whole number in its range, or a start lies after the step.
+    """
+    counters = {"step": _whole_number(entry["step"], 0, f"{label} step")}
+    for key in STARTS:
+        if key in entry:
+            # A phase that begins at a later position of its schedule started before step 0.
+            least = 0 if key == "bias_correction_start" else 1 - _STEP_LIMIT
+            counters[key] = _whole_number(entry[key], least, f"{label} {key}")
+            if counters[key] > counters["step"]:
+                raise ValueError(
+                    f"{label} {key} is {counters[key]:.0f}, expected at most the step, "
+                    f"{counters['step']:.0f}"
+                )
+    return counters
+
+
+def _whole_number(value: object, least: int, label: str) -> float:
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_meta:
+        value = value.item()
+    if isinstance(value, Tensor):
+        raise TypeError(
+            f"{label} is a tensor of shape {tuple(value.shape)} on {value.device}, expected a "
+            "number or a tensor of one element"
+        )
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{label} has type {type(value).__name__}, expected a number")
+    # Compared before it is converted: an int may be too large for a float.
+    number: Any = value
+    if not least <= number < _STEP_LIMIT or number != int(number):
+        raise ValueError(
+            f"{label} is {number}, expected a whole number from {least} to {_STEP_LIMIT - 1}"
+        )
+    return float(number)

@@ -1,0 +1,102 @@
+"""Settings of parameter groups: which there are, and which values are refused.
+
+Everything numeric and the schedule belong to a group; the settings in `PER_OPTIMIZER` must agree
+over all groups of an optimizer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from numbers import Real
+from typing import Any
+
+from . import schedules
+
+PER_OPTIMIZER = ("clip", "on_nonfinite", "master_weights", "stochastic_rounding", "capturable")
+SCHEDULE = ("schedule", "warmup", "t_total", "schedule_args")
+_FLAGS = ("bias_correction", "maximize")
+COMMON = ("max_grad_norm", *_FLAGS, *SCHEDULE, *PER_OPTIMIZER)
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "clip": ("per_tensor", "global"),
+    "on_nonfinite": (None, "skip", "propagate"),
+}
+#: Arguments of every constructor whose other values are not supported yet.
+_ONLY: dict[str, Any] = {
+    "master_weights": None,
+    "stochastic_rounding": False,
+    "capturable": False,
+}
+
+
+def validate(
+    groups: list[dict[str, Any]], name: str, check_rule: Callable[[dict[str, Any], str], None]
+) -> None:
+    """Raise ValueError or TypeError for bad settings; `check_rule(group, where)` adds the rule's."""
+    for index, group in enumerate(groups):
+        where = f"{name}: param_groups[{index}]"
+        check_number(group["lr"], "lr", where, least=0.0)
+        check_number(group["max_grad_norm"], "max_grad_norm", where, finite=False)
+        for key in _FLAGS:
+            if not isinstance(group[key], bool):
+                raise TypeError(f"{where}: {key} is {group[key]!r}, expected True or False")
+        if group.get("differentiable"):
+            raise ValueError(
+                f"{where}: differentiable=True is not supported: the step has no graph"
+            )
+        schedules.validate(*(group[key] for key in SCHEDULE), where=where)
+        check_rule(group, where)
+        for key in PER_OPTIMIZER:
+            _check_per_optimizer(key, group[key], groups[0][key], where)
+
+
+def _check_per_optimizer(key: str, value: Any, first: Any, where: str) -> None:
+    if key in _ONLY and value != _ONLY[key]:
+        raise ValueError(
+            f"{where}: {key} is {value!r}, which is not supported yet; expected {_ONLY[key]!r}"
+        )
+    if key in _CHOICES and value not in _CHOICES[key]:
+        choices = ", ".join(repr(choice) for choice in _CHOICES[key])
+        raise ValueError(f"{where}: {key} is {value!r}, expected one of {choices}")
+    if value != first:
+        raise ValueError(
+            f"{where}: {key} is {value!r} but {first!r} in param_groups[0]; it holds for the whole "
+            "optimizer: pass it to the constructor, or use two optimizers"
+        )
+
+
+def check_number(
+    value: object,
+    name: str,
+    where: str,
+    *,
+    least: float = -math.inf,
+    below: float = math.inf,
+    finite: bool = True,
+) -> None:
+    """Raise TypeError unless `value` is a real number, ValueError unless least <= value < below.
+
+    NaN is always refused; infinities only where `finite`.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{where}: {name} has type {type(value).__name__}, expected a number")
+    number = float(value)
+    in_range = least <= number and (number < below or not finite)
+    if math.isnan(number) or not in_range or (finite and math.isinf(number)):
+        limits = "a finite number" if finite else "a number"
+        if least > -math.inf:
+            limits += f" >= {least:g}"
+        if below < math.inf:
+            limits += f" and < {below:g}"
+        raise ValueError(f"{where}: {name} is {value}, expected {limits}")
+
+
+def snapshot(group: dict[str, Any], rule_keys: tuple[str, ...]) -> tuple[Any, ...]:
+    """Return a group's settings beside lr, to notice a change of any, in place ones included."""
+    args = group["schedule_args"]
+    return (
+        *[group[key] for key in rule_keys],
+        *[group[key] for key in COMMON],
+        dict(args) if args else None,
+    )

@@ -1,0 +1,142 @@
+"""BertAdam: the optimizer that BERT was pretrained with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+from . import schedules
+from ._optimizer import FusedOptimizer
+from ._settings import check_number
+
+
+class BertAdam(FusedOptimizer):
+    r"""Update parameters by Adam without bias correction, with decoupled decay and clipping.
+
+    For each parameter p with a gradient g, at its own step t (counted from 0)::
+
+        c = min(1, max_grad_norm / (||g|| + 1e-6))        if max_grad_norm > 0, else 1
+        m = b1 * m + (1 - b1) * c * g
+        v = b2 * v + (1 - b2) * (c * g)**2
+        u = m / (sqrt(v) + e)
+        u = u + weight_decay * p                          if weight_decay > 0
+        p = p - lr * multiplier(t) * u;    t = t + 1
+
+    so that with a warm-up the first update has lr 0. One launch per device does all of it for all
+    parameters; moments are float32, and CPU and GPU compute the same bits.
+
+    Args:
+        params: parameters, (name, parameter) pairs, or groups (dicts) that may override every
+            setting below but those marked *. float32, dense in memory up to a permutation of the
+            dimensions, on the CPU or CUDA devices (one launch each).
+        lr: base learning rate, >= 0, in units of p; `group['lr']` is read at every step, so torch's
+            lr schedulers work (on top of an own schedule they multiply, with one warning).
+        warmup: fraction of t_total spent on the warm-up, in [0, 1), or -1 for none (default).
+        t_total: updates in the schedule, > 0, or -1 for a constant lr (default). Past it the lr
+            keeps its value at t_total, with one warning.
+        schedule: one of `bertadam_cuda.SCHEDULES`, or a callable position -> multiplier.
+            Default 'warmup_linear'.
+        b1, b2: decay rates of the moments, in [0, 1). Defaults 0.9, 0.999.
+        e: added to sqrt(v), >= 0. Default 1e-6. With e=0 a zero moment gives a zero update.
+        weight_decay: factor of p in the update, > 0; <= 0 is none. Default 0.01.
+        max_grad_norm: limit of the norm; <= 0 turns clipping off. Default 1.0.
+        clip*: 'per_tensor' (default, as the original), or 'global': one norm over all parameters,
+            each group against its own limit (as google-research/bert).
+        bias_correction: divide m by 1 - b1**(t+1) and v by 1 - b2**(t+1). Default False: early
+            updates are larger than Adam's, 3.16 times at the first, at most 6.57 times.
+        schedule_args: what the schedule takes beside t_total and warmup, e.g.
+            {'decay_rate': 0.9, 'decay_steps': 250}. Default None.
+        on_nonfinite*: 'skip' leaves everything that a non-finite norm covers as it is, step
+            included; 'propagate' lets NaN through. Default None: 'skip' wherever a norm is
+            computed, 'propagate' elsewhere. An explicit 'skip' without clipping buys a norm pass.
+        master_weights*, stochastic_rounding*, capturable*: not supported yet; only the defaults
+            None, False, False are accepted.
+        maximize: ascend. Default False.
+
+    State per parameter: 'step' (0-dim float32), 'exp_avg' = m, 'exp_avg_sq' = v (float32, shape and
+    layout of p); after `reset_schedule` also 'schedule_start', 'bias_correction_start'. The first
+    step creates it for every parameter that requires grad. A step in which every lr is 0 and every
+    gradient is 0 does not count.
+
+    Raises:
+        ValueError, TypeError: bad settings, here or at the step after they were changed; parameters
+            of another dtype, with gaps, overlapping, or sharing memory.
+        RuntimeError: parameters on the meta device; sparse gradients; capture in a CUDA graph.
+
+    Source: names, order, defaults and update of BertAdam in DeepSpeedExamples'
+    bing_bert/pytorch_pretrained_bert/optimization.py. Differences: gradients are only read (the
+    original scales p.grad in place); moments are float32 and norms float64 sums; non-finite
+    gradients are skipped; all schedules work by name, and past t_total none turns negative or rises
+    again; `get_lr` and `load_state_dict` as their docstrings say.
+
+    Example:
+        >>> import torch
+        >>> from bertadam_cuda import BertAdam
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = BertAdam(model.parameters(), lr=1e-3, warmup=0.1, t_total=100)
+        >>> model(torch.randn(8, 4)).square().mean().backward()
+        >>> optimizer.step()
+        >>> int(optimizer.state[model.weight]["step"])
+        1
+    """
+
+    _rule_keys = ("b1", "b2", "e", "weight_decay")
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]],
+        lr: float,
+        warmup: float = -1,
+        t_total: float = -1,
+        schedule: schedules.Schedule = "warmup_linear",
+        b1: float = 0.9,
+        b2: float = 0.999,
+        e: float = 1e-6,
+        weight_decay: float = 0.01,
+        max_grad_norm: float = 1.0,
+        *,
+        clip: str = "per_tensor",
+        bias_correction: bool = False,
+        schedule_args: dict[str, float] | None = None,
+        on_nonfinite: str | None = None,
+        master_weights: str | None = None,
+        stochastic_rounding: bool = False,
+        maximize: bool = False,
+        capturable: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "warmup": warmup,
+            "t_total": t_total,
+            "schedule": schedule,
+            "b1": b1,
+            "b2": b2,
+            "e": e,
+            "weight_decay": weight_decay,
+            "max_grad_norm": max_grad_norm,
+            "clip": clip,
+            "bias_correction": bias_correction,
+            "schedule_args": schedule_args,
+            "on_nonfinite": on_nonfinite,
+            "master_weights": master_weights,
+            "stochastic_rounding": stochastic_rounding,
+            "maximize": maximize,
+            "capturable": capturable,
+        }
+        super().__init__(params, defaults)
+
+    def _check_rule(self, group: dict[str, Any], where: str) -> None:
+        check_number(group["b1"], "b1", where, least=0.0, below=1.0)
+        check_number(group["b2"], "b2", where, least=0.0, below=1.0)
+        check_number(group["e"], "e", where, least=0.0)
+        check_number(group["weight_decay"], "weight_decay", where)
+
+    def _rule_settings(self, group: dict[str, Any]) -> dict[str, float]:
+        return {
+            "beta1": group["b1"],
+            "beta2": group["b2"],
+            "eps": group["e"],
+            "weight_decay": group["weight_decay"],
+        }

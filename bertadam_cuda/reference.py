@@ -1,0 +1,72 @@
+"""The rules in float64 PyTorch, short enough to be checked against the formulas by eye.
+
+For reading and for tests: it imports nothing of the extension, and no optimizer uses it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class BertAdamResult(NamedTuple):
+    """New values after one update, all float64; `update` is the direction before lr."""
+
+    param: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    update: Tensor
+
+
+def gradient_norm(*grads: Tensor) -> float:
+    """Return the Euclidean norm over all elements of all gradients."""
+    squares = [grad.detach().double().square().sum() for grad in grads]
+    return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+
+
+def clip_coefficient(norm: float, max_grad_norm: float) -> float:
+    """Return min(1, max_grad_norm / (norm + 1e-6)), or 1 where max_grad_norm <= 0 (no clipping).
+
+    A norm of NaN gives NaN. Source: torch.nn.utils.clip_grad_norm_, which BertAdam calls.
+    """
+    if max_grad_norm <= 0:
+        return 1.0
+    coefficient = max_grad_norm / (norm + 1e-6)
+    return 1.0 if coefficient > 1 else coefficient
+
+
+def bert_adam_step(
+    p: Tensor,
+    g: Tensor,
+    m: Tensor,
+    v: Tensor,
+    *,
+    lr: float,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    e: float = 1e-6,
+    weight_decay: float = 0.01,
+    clip_coef: float = 1.0,
+    bias_correction_step: int | None = None,
+) -> BertAdamResult:
+    """Return the result of one BertAdam update of one parameter; nothing is written in place.
+
+    m' = b1*m + (1-b1)*g', v' = b2*v + (1-b2)*g'^2 with g' = clip_coef*g,
+    u = m' / (sqrt(v') + e) + weight_decay*p, p' = p - lr*u.
+    `bias_correction_step` = t, from 1, divides m' by 1-b1^t and v' by 1-b2^t inside u; None is
+    the original's form without it. `lr` is the scheduled one. Where m' = 0, m'/(sqrt(v')+e) is 0
+    also for e = 0. Source: DeepSpeedExamples, bing_bert, `BertAdam.step`.
+    """
+    p, g, m, v = (tensor.detach().double() for tensor in (p, g, m, v))
+    g = clip_coef * g
+    m = b1 * m + (1 - b1) * g
+    v = b2 * v + (1 - b2) * g * g
+    t = bias_correction_step
+    m_hat = m if t is None else m / (1 - b1**t)
+    v_hat = v if t is None else v / (1 - b2**t)
+    u = torch.where(m == 0, m, m_hat / (v_hat.sqrt() + e))
+    if weight_decay > 0:
+        u = u + weight_decay * p
+    return BertAdamResult(p - lr * u, m, v, u)

@@ -1,0 +1,39 @@
+// What the binding refuses, and the words it does so in: where, which tensor, what was found, what was expected,
+// what to do. Nothing here writes.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+#include <vector>
+
+namespace bertadam::binding {
+
+// Memory that a step writes, and whose it is.
+struct Interval {
+  const char* begin;
+  const char* end;
+  uint32_t owner;  // index of the parameter
+  const char* role;
+};
+
+// `where`: the optimizer's name; `name`: the parameter's.
+void check_param(const at::Tensor& param, const std::string& where, const std::string& name);
+
+void check_grad(const at::Tensor& grad, const at::Tensor& param, const std::string& where, const std::string& name);
+
+// `key`: of the state dict. The state must lie in memory as the parameter does.
+void check_state(const at::Tensor& state, const at::Tensor& param, const char* key, const std::string& where,
+                 const std::string& name);
+
+// A counter of the state: 0-dim float32 on the parameter's device.
+void check_counter(const at::Tensor& counter, const at::Tensor& param, const char* key, const std::string& where,
+                   const std::string& name);
+
+// No two intervals may overlap; sorts them.
+void check_disjoint(std::vector<Interval>& intervals, const std::string& where, const std::vector<std::string>& names);
+
+// Whether `grad` can be read with the parameter's offsets: equal strides, dimensions of size 1 aside.
+bool same_layout(const at::Tensor& grad, const at::Tensor& param);
+
+}  // namespace bertadam::binding

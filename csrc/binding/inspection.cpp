@@ -1,0 +1,104 @@
+#include "binding/inspection.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+
+#include <vector>
+
+#include "core/dtypes.h"
+#include "core/norm_tree.h"
+#include "core/plan.h"
+#include "core/rules/clip.h"
+#include "core/scalars.h"
+#include "core/types.h"
+
+namespace py = pybind11;
+
+namespace bertadam::binding {
+namespace {
+
+py::dict plan(const std::vector<int64_t>& n_elements, const std::vector<bool>& needs_norm, int64_t chunk_elements,
+              bool wait_for_all, int64_t lookahead_chunks) {
+  const Plan plan = make_plan(n_elements, std::vector<uint32_t>(n_elements.size(), 0), needs_norm,
+                              {chunk_elements, wait_for_all, lookahead_chunks});
+  const auto n_items = static_cast<int64_t>(plan.items.size());
+  at::Tensor items = at::empty({n_items, 3}, at::kLong);  // tensor, chunk, kinds
+  int64_t* out = items.mutable_data_ptr<int64_t>();
+  for (const WorkItem& item : plan.items) {
+    *out++ = item.tensor;
+    *out++ = item.chunk();
+    *out++ = item.code & 3u;
+  }
+  const auto n_tensors = static_cast<int64_t>(plan.tensors.size());
+  at::Tensor tensors = at::empty({n_tensors, 3}, at::kLong);  // elements, first node, chunks
+  out = tensors.mutable_data_ptr<int64_t>();
+  for (const PlanTensor& tensor : plan.tensors) {
+    *out++ = tensor.n_elements;
+    *out++ = tensor.first_node;
+    *out++ = tensor.n_chunks;
+  }
+  py::dict result;
+  result["items"] = items;
+  result["tensors"] = tensors;
+  result["n_nodes"] = plan.n_nodes;
+  return result;
+}
+
+// By leaves and pairs as they stand in core/, in chunks of `chunk_elements`.
+double sum_of_squares(const at::Tensor& grad, int64_t chunk_elements) {
+  const float* const data = grad.const_data_ptr<float>();
+  std::vector<double> chunks;
+  for (int64_t begin = 0; begin < grad.numel(); begin += chunk_elements) {
+    std::vector<double> leaves;
+    const int64_t end = std::min(begin + chunk_elements, grad.numel());
+    for (int64_t i = begin; i < end; i += kLeafElements) {
+      leaves.push_back(leaf_sum(data + i, std::min<int64_t>(kLeafElements, end - i)));
+    }
+    chunks.push_back(pairwise_sum(leaves.data(), static_cast<int64_t>(leaves.size())));
+  }
+  return pairwise_sum(chunks.data(), static_cast<int64_t>(chunks.size()));
+}
+
+template <class Storage>
+at::Tensor encode(const at::Tensor& values) {
+  at::Tensor bits = at::empty(values.sizes(), at::kInt);
+  const float* const in = values.const_data_ptr<float>();
+  int* const out = bits.mutable_data_ptr<int>();
+  for (int64_t i = 0; i < values.numel(); ++i) out[i] = from_float<Storage>(in[i]).bits;
+  return bits;
+}
+
+template <class Storage>
+at::Tensor decode(const at::Tensor& bits) {
+  at::Tensor values = at::empty(bits.sizes(), at::kFloat);
+  const int* const in = bits.const_data_ptr<int>();
+  float* const out = values.mutable_data_ptr<float>();
+  for (int64_t i = 0; i < bits.numel(); ++i) out[i] = to_float(Storage{static_cast<uint16_t>(in[i])});
+  return values;
+}
+
+}  // namespace
+
+void bind_inspection(py::module& m) {
+  m.def("plan", &plan, py::arg("n_elements"), py::arg("needs_norm"), py::arg("chunk_elements"),
+        py::arg("wait_for_all"), py::arg("lookahead_chunks"));
+  m.def("sum_of_squares", &sum_of_squares, py::arg("grad"), py::arg("chunk_elements"));
+  m.def("clip_coefficient", [](double norm, double max_grad_norm, bool skip) { return clip_coefficient(norm, max_grad_norm, skip); },
+        py::arg("norm"), py::arg("max_grad_norm"), py::arg("skip_nonfinite"));
+  m.def("split", [](double x) {
+    const SplitFloat s = split(x);
+    return py::make_tuple(s.hi, s.lo);
+  });
+  m.def("encode_bfloat16", &encode<BFloat16>);
+  m.def("encode_float16", &encode<Float16>);
+  m.def("decode_bfloat16", &decode<BFloat16>);
+  m.def("decode_float16", &decode<Float16>);
+  m.attr("leaf_elements") = kLeafElements;
+  py::list rows;
+#define BERTADAM_LIST_ROW(row, param, grad, state) rows.append(py::make_tuple(param, grad, state));
+  BERTADAM_FOR_EACH_TYPE_ROW(BERTADAM_LIST_ROW)
+#undef BERTADAM_LIST_ROW
+  m.attr("type_rows") = rows;
+}
+
+}  // namespace bertadam::binding

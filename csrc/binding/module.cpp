@@ -1,0 +1,86 @@
+// Names and docstrings for Python, nothing else.
+#include <torch/csrc/utils/pybind.h>
+
+#include "binding/inspection.h"
+#include "binding/step_plan.h"
+#include "core/rules/adam.h"
+
+namespace py = pybind11;
+
+namespace bertadam::binding {
+namespace {
+
+py::dict cuda_info() {
+  py::dict info;
+#if defined(BERTADAM_WITH_CUDA)
+  const cuda::RuntimeInfo runtime = cuda::runtime_info();
+  py::list devices;
+  for (const cuda::DeviceInfo& device : runtime.devices) {
+    py::dict entry;
+    entry["name"] = device.name;
+    entry["capability"] = py::make_tuple(device.major, device.minor);
+    entry["multiprocessors"] = device.multiprocessors;
+    devices.append(entry);
+  }
+  info["runtime"] = runtime.runtime_version;
+  info["driver"] = runtime.driver_version;
+  info["error"] = runtime.error == 0 ? py::object(py::none()) : py::object(py::str(cuda::error_string(runtime.error)));
+  info["devices"] = devices;
+#endif
+  return info;
+}
+
+py::tuple state_names() {
+  py::tuple names(Adam::kNumStates);
+  for (int k = 0; k < Adam::kNumStates; ++k) names[k] = py::str(Adam::kStateNames[k]);
+  return names;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.doc() = "The compiled part of bertadam_cuda; use the classes of the package instead.";
+#if defined(BERTADAM_WITH_CUDA)
+  m.attr("with_cuda") = true;
+  m.attr("cuda_chunk_elements") = cuda::kChunkElements;
+#else
+  m.attr("with_cuda") = false;
+#endif
+  m.attr("state_names") = state_names();
+  m.def("cuda_info", &cuda_info, "Versions of the linked CUDA runtime and the driver, and the devices they see.");
+  m.def("cpu_isas", &cpu_isas, "Instruction set levels of the CPU backend that this machine can run.");
+  m.def("set_cpu_isa", &set_cpu_isa, "Choose one of cpu_isas(); the best is the default, the bits are the same.");
+
+  py::class_<StepPlan>(m, "StepPlan")
+      .def(py::init<std::string, py::list, py::dict, at::Device, at::Tensor>(), py::arg("where"),
+           py::arg("param_groups"), py::arg("state"), py::arg("device"), py::arg("n_skipped"))
+      .def("set_group",
+           [](StepPlan& plan, size_t index, double lr, double beta1, double beta2, double eps, double weight_decay,
+              double max_grad_norm, bool maximize, at::Tensor multipliers, std::optional<at::Tensor> corrections) {
+             plan.set_group(index, {lr, beta1, beta2, eps, weight_decay, max_grad_norm, maximize},
+                            std::move(multipliers), std::move(corrections));
+           },
+           py::arg("index"), py::kw_only(), py::arg("lr"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"),
+           py::arg("weight_decay"), py::arg("max_grad_norm"), py::arg("maximize"), py::arg("multipliers"),
+           py::arg("corrections"))
+      .def("set_lr", &StepPlan::set_lr, py::arg("index"), py::arg("lr"))
+      .def("configure",
+           [](StepPlan& plan, bool clip_by_total_norm, bool skip_nonfinite, std::vector<bool> group_needs_norm) {
+             plan.configure({clip_by_total_norm, skip_nonfinite, std::move(group_needs_norm)});
+           },
+           py::kw_only(), py::arg("clip_by_total_norm"), py::arg("skip_nonfinite"), py::arg("group_needs_norm"))
+      .def("inspect", &StepPlan::inspect, py::arg("param_groups"), py::arg("state"))
+      .def("prepare", &StepPlan::prepare, py::arg("init_state"))
+      .def("run", &StepPlan::run)
+      .def_property_readonly("grad_norms", &StepPlan::grad_norms)
+      .def_property_readonly("total_norm", &StepPlan::total_norm)
+      .def_property_readonly("clip_coefficients", &StepPlan::clip_coefficients)
+      .def_property_readonly("device", &StepPlan::device)
+      .def_property_readonly("staged", &StepPlan::staged)
+      .def_property_readonly("scratch", &StepPlan::scratch)
+      .def_readwrite("workers", &StepPlan::workers);
+
+  bind_inspection(m);
+}
+
+}  // namespace bertadam::binding

@@ -1,0 +1,62 @@
+// The canonical norm tree: the one order in which squares are added, whatever the backend, the chunk size, the
+// alignment or the number of workers. A tensor's elements in memory order are cut into leaves of 1,024. In a leaf,
+// element i adds its square (exact in double for a float) to accumulator i mod 128, in increasing i; the 128
+// accumulators are halved: a[j] += a[j + 64], then 32, 16, ..., 1. Leaves, and after them tensors, are added
+// pairwise by index, level by level; a missing partner counts as zero, which changes no bit of a sum of squares.
+//
+// A chunk is a power of two of leaves, so a chunk's sum is a node of the tree and its size leaves no trace.
+#pragma once
+
+#include <cstdint>
+
+#include "core/portable.h"
+
+namespace bertadam {
+
+constexpr int kLeafElements = 1024;
+constexpr int kLeafAccumulators = 128;
+constexpr int kLeafRows = kLeafElements / kLeafAccumulators;
+
+// The largest chunk: what a worker keeps its leaf sums of.
+constexpr int kMaxLeaves = 64;
+
+BERTADAM_HD double square(float x) { return static_cast<double>(x) * static_cast<double>(x); }
+
+// One leaf on the host; `n` <= kLeafElements.
+BERTADAM_HD double leaf_sum(const float* grad, int64_t n) {
+  double sums[kLeafAccumulators];
+  if (n == kLeafElements) {
+    for (int j = 0; j < kLeafAccumulators; ++j) {
+      double sum = 0.0;
+      for (int row = 0; row < kLeafRows; ++row) sum += square(grad[row * kLeafAccumulators + j]);
+      sums[j] = sum;
+    }
+  } else {
+    for (int j = 0; j < kLeafAccumulators; ++j) sums[j] = 0.0;
+    for (int64_t i = 0; i < n; ++i) sums[i % kLeafAccumulators] += square(grad[i]);
+  }
+  for (int half = kLeafAccumulators / 2; half > 0; half /= 2) {
+    for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
+  }
+  return sums[0];
+}
+
+// Pairwise by index on the host, in one pass: `open[level]` is a finished node that waits for its right sibling.
+BERTADAM_HD double pairwise_sum(const double* values, int64_t n) {
+  double open[64];
+  uint64_t waiting = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    double node = values[i];
+    int level = 0;
+    for (; (waiting >> level) & 1u; ++level) node = open[level] + node;
+    open[level] = node;
+    waiting = static_cast<uint64_t>(i) + 1;
+  }
+  double sum = 0.0;
+  for (int level = 0; level < 64; ++level) {
+    if ((waiting >> level) & 1u) sum = open[level] + sum;
+  }
+  return sum;
+}
+
+}  // namespace bertadam

@@ -1,0 +1,45 @@
+// Adam, one element. BertAdam, Adam and AdamW differ in their scalars only.
+// Kingma & Ba 2015, algorithm 1, with decoupled decay (Loshchilov & Hutter 2019, algorithm 2) as the BERT
+// optimizer orders it: the decay is added to the update and scaled by the learning rate with it
+// (google-research/bert optimization.py, AdamWeightDecayOptimizer).
+#pragma once
+
+#include <math.h>
+
+#include "core/portable.h"
+#include "core/scalars.h"
+
+namespace bertadam {
+
+struct Adam {
+  static constexpr int kNumStates = 2;
+  static constexpr const char* kStateNames[kNumStates] = {"exp_avg", "exp_avg_sq"};
+
+  // Updates the states in place and returns the update before the learning rate. Every operation is rounded
+  // once, in this order, on every backend: m is within 1.5 ulp of its larger addend, v within 1 ulp.
+  BERTADAM_HD static float update(const GroupScalars& group, const TensorScalars& tensor, float raw_grad, float p,
+                                  float (&states)[kNumStates]) {
+    float& m = states[0];
+    float& v = states[1];
+    const float g = tensor.grad_scale * raw_grad;
+    m = fmaf(group.beta1.hi, m,
+             fmaf(group.one_minus_beta1.hi, g, fmaf(group.one_minus_beta1.lo, g, group.beta1.lo * m)));
+    // g*g as an exact sum of two floats: its rounding error alone would be half an ulp of v.
+    const float g_sq = g * g;
+    const float low = fmaf(group.one_minus_beta2.hi, fmaf(g, g, -g_sq),
+                           fmaf(group.one_minus_beta2.lo, g_sq, group.beta2.lo * v));
+    const float precise = fmaf(group.beta2.hi, v, fmaf(group.one_minus_beta2.hi, g_sq, low));
+    // Where a square or v has overflowed, the small terms are infinities of either sign.
+    const float overflowed = fmaf(group.beta2.hi, v, group.one_minus_beta2.hi * g_sq);
+    v = g_sq < HUGE_VALF && v < HUGE_VALF ? precise : overflowed;
+
+    const float numerator = m * tensor.inv_bias_1;
+    const float denominator = sqrtf(v * tensor.inv_bias_2) + group.eps;
+    // eps = 0 with a zero moment gives 0, not 0/0.
+    const float direction = numerator == 0.0f ? 0.0f : numerator / denominator;
+    const float decayed = fmaf(group.weight_decay, p, direction);
+    return group.weight_decay > 0.0f ? decayed : direction;
+  }
+};
+
+}  // namespace bertadam

@@ -1,0 +1,59 @@
+// Chooses between the worker's compilations.
+#include "cpu/worker.h"
+
+namespace bertadam::cpu {
+
+#define BERTADAM_DECLARE_ISA(name) \
+  namespace name {                 \
+  void adam_worker(const StepArgs&); \
+  }
+BERTADAM_DECLARE_ISA(baseline)
+#if defined(BERTADAM_ISA_AVX2)
+BERTADAM_DECLARE_ISA(avx2)
+#endif
+#if defined(BERTADAM_ISA_AVX512)
+BERTADAM_DECLARE_ISA(avx512)
+#endif
+
+namespace {
+
+struct Compiled {
+  IsaLevel level;
+  Worker adam;
+};
+
+const Compiled* compiled(int index) {
+  static const Compiled levels[] = {
+      {{"baseline", true}, baseline::adam_worker},
+#if defined(BERTADAM_ISA_AVX2)
+      {{"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")}, avx2::adam_worker},
+#endif
+#if defined(BERTADAM_ISA_AVX512)
+      {{"avx512", __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw")},
+       avx512::adam_worker},
+#endif
+  };
+  constexpr int n = sizeof(levels) / sizeof(levels[0]);
+  return index < n ? &levels[index] : nullptr;
+}
+
+}  // namespace
+
+int n_isa_levels() {
+  int n = 0;
+  while (compiled(n) != nullptr) ++n;
+  return n;
+}
+
+IsaLevel isa_level(int index) { return compiled(index)->level; }
+
+Worker worker(RuleId rule, int isa_index) {
+  switch (rule) {
+    case RuleId::kAdam:
+      return compiled(isa_index)->adam;
+  }
+  return nullptr;
+}
+
+}  // namespace bertadam::cpu

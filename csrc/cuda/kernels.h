@@ -1,0 +1,12 @@
+// The kernel instances that launch.cu can choose from; each is compiled in its own file under instances/.
+#pragma once
+
+namespace bertadam::cuda {
+
+struct KernelArgs;
+
+using Kernel = void (*)(KernelArgs);
+
+Kernel adam_float32_kernel();
+
+}  // namespace bertadam::cuda

@@ -1,0 +1,93 @@
+"""The float64 rules against torch, against the NumPy oracle, and against numbers by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from oracle import Oracle
+
+from bertadam_cuda.reference import bert_adam_step, clip_coefficient, gradient_norm
+
+
+def test_clip_coefficient_by_hand() -> None:
+    assert clip_coefficient(4.0, 1.0) == 1.0 / (4.0 + 1e-6)
+    assert clip_coefficient(1.0, 1.0) == 1.0 / (1.0 + 1e-6), "just below 1 at the limit itself"
+    assert clip_coefficient(0.5, 1.0) == 1.0
+    assert clip_coefficient(0.0, 1.0) == 1.0
+    assert clip_coefficient(math.inf, 1.0) == 0.0
+    assert math.isnan(clip_coefficient(math.nan, 1.0))
+    assert clip_coefficient(100.0, 0.0) == clip_coefficient(100.0, -1.0) == 1.0
+
+
+def test_gradient_norm_runs_over_all_gradients() -> None:
+    assert gradient_norm(torch.tensor([3.0, 0.0]), torch.tensor(4.0), torch.empty(0)) == 5.0
+    assert gradient_norm() == 0.0
+
+
+def test_one_step_by_hand() -> None:
+    p, g, m, v = (torch.tensor([value]) for value in (2.0, 3.0, 1.0, 4.0))
+    result = bert_adam_step(
+        p, g, m, v, lr=0.1, b1=0.5, b2=0.75, e=0.5, weight_decay=0.25, clip_coef=2.0
+    )
+    assert result.exp_avg.item() == 0.5 * 1 + 0.5 * 6
+    assert result.exp_avg_sq.item() == 0.75 * 4 + 0.25 * 36
+    update = 3.5 / (math.sqrt(12) + 0.5) + 0.25 * 2
+    assert result.update.item() == pytest.approx(update, rel=1e-15)
+    assert result.param.item() == pytest.approx(2 - 0.1 * update, rel=1e-15)
+    assert [t.item() for t in (p, g, m, v)] == [2, 3, 1, 4], "inputs are not written"
+
+
+def test_zero_moments_with_zero_epsilon_give_zero() -> None:
+    zeros = torch.zeros(3)
+    result = bert_adam_step(torch.ones(3), zeros, zeros, zeros, lr=1.0, e=0.0, weight_decay=0.0)
+    assert torch.equal(result.param, torch.ones(3, dtype=torch.float64))
+
+
+def test_bias_corrected_steps_equal_torch_adamw() -> None:
+    torch.manual_seed(0)
+    p = torch.randn(50, dtype=torch.float64)
+    theirs = p.clone().requires_grad_()
+    adamw = torch.optim.AdamW([theirs], lr=0.01, eps=1e-6, weight_decay=0.1)
+    m = v = torch.zeros_like(p)
+    for t in range(1, 30):
+        theirs.grad = torch.randn_like(p)
+        adamw.step()
+        p, m, v, _ = bert_adam_step(
+            p, theirs.grad, m, v, lr=0.01, weight_decay=0.1, bias_correction_step=t
+        )
+    torch.testing.assert_close(p, theirs.detach(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("clip", ["per_tensor", "global"])
+@pytest.mark.parametrize("bias_correction", [False, True])
+def test_rules_agree_with_the_oracle(clip: str, bias_correction: bool) -> None:
+    generator = np.random.default_rng(0)
+    arrays = [generator.standard_normal(size) for size in (7, 1, 30)]
+    named = [(f"p{index}", array) for index, array in enumerate(arrays)]
+    group = {"params": named, "lr": 0.0625, "bias_correction": bias_correction, "warmup": 0.5}
+    oracle = Oracle([group], clip=clip)
+    p = [torch.from_numpy(array).clone() for array in arrays]
+    m, v = ([torch.zeros_like(tensor) for tensor in p] for _ in range(2))
+    for t in range(1, 12):
+        grads = [generator.standard_normal(array.shape) for array in arrays]
+        oracle.step(grads)
+        tensors = [torch.from_numpy(grad) for grad in grads]
+        for i, tensor in enumerate(tensors):
+            norm = gradient_norm(*tensors) if clip == "global" else gradient_norm(tensor)
+            coefficient = float(np.float32(clip_coefficient(norm, 1.0)))
+            p[i], m[i], v[i], _ = bert_adam_step(
+                p[i],
+                tensor,
+                m[i],
+                v[i],
+                lr=0.0625,
+                clip_coef=coefficient,
+                bias_correction_step=t if bias_correction else None,
+            )
+    for i, param in enumerate(oracle.params):
+        np.testing.assert_allclose(param.p, p[i].numpy(), rtol=1e-12, atol=1e-13)
+        np.testing.assert_allclose(param.m, m[i].numpy(), rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(param.v, v[i].numpy(), rtol=1e-12, atol=1e-15)

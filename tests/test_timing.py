@@ -1,0 +1,45 @@
+"""Clocks count microseconds, and contenders take turns."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+import timing
+
+
+def test_rounds_alternate_and_begin_with_another_call_each_time() -> None:
+    calls: list[str] = []
+    alternate = timing.alternate(
+        {name: lambda name=name: calls.append(name) for name in "abc"}, 4, timing.wall_us
+    )
+    assert {name: len(samples) for name, samples in alternate.items()} == dict.fromkeys("abc", 4)
+    assert "".join(calls) == "aabbcc" + "abc" + "bca" + "cab" + "abc"
+
+
+def test_spread_and_paired_ratio_are_order_statistics() -> None:
+    spread = timing.Spread.of([5.0, 1.0, 2.0, 3.0, 4.0, 100.0])
+    assert (spread.median, spread.p20, spread.p80) == (3.5, 2.0, 5.0)
+    # Each round is twice as slow as the one before; within a round the ratio is one half.
+    assert timing.paired_ratio([1, 2, 4], [2, 4, 8]).median == 0.5
+
+
+def test_wall_clock_counts_microseconds() -> None:
+    # No upper bound worth the name: a loaded machine may sleep much longer.
+    assert 20_000 <= timing.wall_us(lambda: time.sleep(0.02)) < 5_000_000
+
+
+@pytest.mark.gpu
+def test_device_clock_sees_the_kernel_and_not_the_launch() -> None:
+    """A fill of 1 GiB takes hundreds of microseconds, one of 4 bytes a few."""
+    import torch
+
+    clock = timing.DeviceClock(torch.device("cuda"))
+    large, small = torch.empty(2**28, device="cuda"), torch.empty(1, device="cuda")
+    assert clock(large.zero_) > 10 * clock(small.zero_)
+    assert clock(small.zero_) < 30
+    assert timing.count_launches(small.sqrt) == (1, 0)
