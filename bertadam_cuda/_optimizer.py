@@ -86,11 +86,12 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Create the zero state of a parameter, if it has none."""
         if self.state.get(param):
             return
-        state: dict[str, Tensor] = {
-            "step": torch.zeros((), dtype=torch.float32, device=param.device)
-        }
-        for name in self._state_names:
-            state[name] = torch.zeros_like(param, dtype=torch.float32, requires_grad=False)
+        with torch.inference_mode(False):  # inference tensors could not be written later
+            state: dict[str, Tensor] = {
+                "step": torch.zeros((), dtype=torch.float32, device=param.device)
+            }
+            for name in self._state_names:
+                state[name] = torch.zeros_like(param, dtype=torch.float32, requires_grad=False)
         self.state[param] = state
 
     @property
@@ -189,46 +190,53 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._seen, self._seen_rates = others, rates
 
     def _set_groups(self) -> None:
-        """Hand all settings to the plans."""
+        """Hand all settings to the plans, once everything that may fail is made."""
         groups = self.param_groups
-        bounds = [self._position_bound(group) for group in groups]
         global_clip = groups[0]["clip"] == "global"
         on_nonfinite = groups[0]["on_nonfinite"]
         clips = [group["max_grad_norm"] > 0 for group in groups]
         needs_norm = [
             clip or on_nonfinite == "skip" or (global_clip and any(clips)) for clip in clips
         ]
+        bounds = [self._position_bound(group) for group in groups]
+        rules = [self._rule_settings(group) for group in groups]
+        events = [self._steps_to_end(*pair) for pair in zip(groups, bounds, strict=True)]
+        tables = {}
         for plan in self._plans:
-            for index, group in enumerate(groups):
-                rule = self._rule_settings(group)
+            for index, (group, rule) in enumerate(zip(groups, rules, strict=True)):
+                schedule = self._tables.schedule(group, bounds[index], plan.device)
+                events.append(schedule.valid_to - bounds[index])
                 corrections = None
                 if group["bias_correction"]:
-                    corrections = self._tables.bias_corrections(
-                        rule["beta1"], rule["beta2"], plan.device
-                    )
-                plan.set_group(
-                    index,
-                    lr=group["lr"],
-                    max_grad_norm=group["max_grad_norm"],
-                    maximize=group["maximize"],
-                    multipliers=self._tables.schedule(group, bounds[index], plan.device),
-                    corrections=corrections,
-                    **rule,
-                )
+                    betas = rule["beta1"], rule["beta2"]
+                    table = self._tables.bias_corrections(*betas, bounds[index], plan.device)
+                    events.append(table.valid_to - bounds[index])
+                    corrections = table.values
+                tables[plan, index] = schedule.values, corrections
+        for (plan, index), (multipliers, corrections) in tables.items():
+            group = groups[index]
+            plan.set_group(
+                index,
+                lr=group["lr"],
+                max_grad_norm=group["max_grad_norm"],
+                maximize=group["maximize"],
+                multipliers=multipliers,
+                corrections=corrections,
+                **rules[index],
+            )
+        for plan in self._plans:
             plan.configure(
                 clip_by_total_norm=global_clip,
                 skip_nonfinite=on_nonfinite != "propagate",
                 group_needs_norm=needs_norm,
             )
         self._n_steps = 0
-        self._next_event = min(map(self._steps_to_event, groups, bounds), default=math.inf)
+        self._next_event = min(events, default=math.inf)
 
-    def _steps_to_event(self, group: dict[str, Any], bound: int) -> float:
-        """Return after how many steps a table may end, or a schedule may be over."""
+    def _steps_to_end(self, group: dict[str, Any], bound: int) -> float:
+        """Return after how many steps the schedule is over, if that is still to be said."""
         last = schedules.last_position(group["schedule"], group["t_total"])
-        if last is None:
-            return self._tables.schedule(group, bound, torch.device("cpu")).numel() - 1 - bound
-        if group["t_total"] == -1 or "t_total" in self._warned:
+        if last is None or group["t_total"] == -1 or "t_total" in self._warned:
             return math.inf
         return max(last + 1 - bound, 0)
 
@@ -236,8 +244,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Lengthen tables, and warn where a schedule is over."""
         for index, group in enumerate(self.param_groups):
             bound = self._position_bound(group)
-            last = schedules.last_position(group["schedule"], group["t_total"])
-            if group["t_total"] != -1 and last is not None and bound > last:
+            if self._steps_to_end(group, bound) == 0:
                 self._warn_once(
                     "t_total",
                     f"{type(self).__name__}: param_groups[{index}] has made {bound} updates, past "
@@ -247,9 +254,15 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._set_groups()
 
     def _position_bound(self, group: dict[str, Any]) -> int:
-        """Return a position that no parameter of the group is past, where one matters."""
+        """Return a number that no position of the group's parameters exceeds, where one matters.
+
+        Reads the steps, which waits for the device: after a change of settings, and when a table
+        ends or a schedule is over.
+        """
         constant = group["t_total"] == -1 and isinstance(group["schedule"], str)
-        return 0 if constant else _phases.largest_position(self, group)
+        if constant and not group["bias_correction"]:
+            return 0
+        return _phases.largest_position(self, group)
 
     def _warn_of_two_schedules(self) -> None:
         for index, group in enumerate(self.param_groups):

@@ -27,13 +27,13 @@ class _Scheduled(Protocol):
 
 
 def largest_position(optimizer: _Scheduled, group: dict[str, Any]) -> int:
-    """Return the largest position of a group's parameters; synchronises on CUDA, once."""
-    positions = [
-        state["step"] - state["schedule_start"] if "schedule_start" in state else state["step"]
-        for param in group["params"]
-        if (state := optimizer.state.get(param))
+    """Return the largest step or position of a group's parameters; synchronises on CUDA, once."""
+    states = [state for param in group["params"] if (state := optimizer.state.get(param))]
+    counts = [state["step"] for state in states]
+    counts += [
+        state["step"] - state["schedule_start"] for state in states if "schedule_start" in state
     ]
-    return _whole(max(torch.stack(positions).tolist())) if positions else 0
+    return _whole(max(torch.stack(counts).tolist())) if counts else 0
 
 
 def get_lr(optimizer: _Scheduled) -> list[float]:

@@ -94,9 +94,10 @@ def test_arguments_of_the_replaced_schedule_go_with_it() -> None:
 def test_reference_file_from_before_the_first_step_brings_its_settings() -> None:
     file = reference_file()
     file["state"] = {}
-    target = trained()
+    target = trained(schedule="warmup_poly", schedule_args={"degree": 0.5})
     target.load_state_dict(file)
     assert target.param_groups[0]["t_total"] == 50
+    assert target.param_groups[0]["schedule_args"] is None
     assert all(float(target.state[param]["step"]) == 0 for param in params_of(target))
 
 

@@ -51,6 +51,13 @@ def test_own_file_read_with_weights_only_restores_every_bit(stepped: bool) -> No
     assert settings_of(target) == settings_of(source)
 
 
+def test_own_file_from_before_the_first_step_brings_all_settings() -> None:
+    source = make_optimizer(schedule="warmup_poly", schedule_args={"degree": 3.0})
+    target = make_optimizer()
+    target.load_state_dict(through_disk(source.state_dict()))
+    assert settings_of(target) == settings_of(source)
+
+
 def test_load_keeps_tensors_groups_and_memory_layout() -> None:
     target = trained()
     before = snapshot(target)

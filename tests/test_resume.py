@@ -134,6 +134,28 @@ def test_loading_between_two_halves_of_one_optimizer_changes_nothing() -> None:
     assert_same_bits(reloaded, straight)
 
 
+def test_loaded_position_counts_though_the_optimizer_had_planned_for_another() -> None:
+    """A schedule without an end: what was tabulated for the first steps says nothing of 10**6."""
+    settings: dict[str, Any] = {"schedule": lambda position: 1 / (1 + position), "t_total": -1}
+    file = make_optimizer(**settings).state_dict()
+    stepped, fresh = make_optimizer(**settings), make_optimizer(**settings)
+    train(stepped, range(1))
+    for param, source in zip(params_of(stepped), params_of(fresh), strict=True):
+        param.data.copy_(source)
+    moments = reference_file()["state"].values()
+    file["state"] = {
+        index: {"step": 10**6, "exp_avg": entry["next_m"], "exp_avg_sq": entry["next_v"]}
+        for index, entry in enumerate(moments)
+    }
+    before = params_of(fresh)[0].detach().clone()
+    for optimizer in (stepped, fresh):
+        optimizer.load_state_dict(file)
+        train(optimizer, range(1))
+    assert_same_bits(stepped, fresh)
+    # lr is 1e-2 / (1 + 10**6); an update is at most some tens.
+    assert 0 < float((params_of(fresh)[0].detach() - before).abs().max()) < 1e-6
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES)
 def test_cpu_file_continues_on_a_gpu_with_the_same_bits(case: str, tmp_path: Path) -> None:

@@ -60,6 +60,14 @@ std::string supported_rows() {
   return rows;
 }
 
+// Whether all elements lie inside the storage, for a tensor without gaps. A freed or shrunk storage has no address
+// or too few bytes, while the tensor's sizes stay.
+bool has_memory(const at::Tensor& tensor) {
+  if (tensor.numel() == 0) return true;
+  const size_t needed = static_cast<size_t>(tensor.storage_offset() + tensor.numel()) * tensor.itemsize();
+  return tensor.const_data_ptr() != nullptr && tensor.storage().nbytes() >= needed;
+}
+
 }  // namespace
 
 void check_param(const at::Tensor& param, const std::string& where, const std::string& name) {
@@ -78,11 +86,11 @@ void check_param(const at::Tensor& param, const std::string& where, const std::s
   if (!param.is_non_overlapping_and_dense()) {
     throw py::value_error(text(where, ": ", name, " has shape ", param.sizes(), " and strides ", param.strides(), ", which leave gaps or overlap (a slice or an expanded tensor); expected memory that is dense up to a permutation of the dimensions: make it a parameter of its own with .detach().clone()"));
   }
-  if (param.is_inference()) {
-    throw std::runtime_error(text(where, ": ", name, " was created in inference mode and cannot be updated; create it outside of torch.inference_mode()"));
+  if (param.is_inference() || param.is_neg()) {
+    throw std::runtime_error(text(where, ": ", name, " is an inference tensor or a lazily negated view, and cannot be updated; make it an ordinary tensor with .clone() outside of torch.inference_mode()"));
   }
-  if (param.numel() > 0 && param.const_data_ptr() == nullptr) {
-    throw std::runtime_error(text(where, ": ", name, " has ", param.numel(), " elements and no memory; its storage was freed or resized (a sharded module outside of its forward and backward?)"));
+  if (!has_memory(param)) {
+    throw std::runtime_error(text(where, ": ", name, " has ", param.numel(), " elements and a storage of ", param.storage().nbytes(), " bytes; its storage was freed or resized (a sharded module outside of its forward and backward?)"));
   }
 }
 
@@ -99,8 +107,8 @@ void check_grad(const at::Tensor& grad, const at::Tensor& param, const std::stri
   if (grad.sizes() != param.sizes()) {
     throw py::value_error(text(where, ": the gradient of ", name, " has shape ", grad.sizes(), ", expected ", param.sizes(), " as the parameter; assign a gradient of that shape"));
   }
-  if (grad.numel() > 0 && grad.const_data_ptr() == nullptr) {
-    throw std::runtime_error(text(where, ": the gradient of ", name, " has ", grad.numel(), " elements and no memory; its storage was freed or resized"));
+  if (grad.is_non_overlapping_and_dense() && !has_memory(grad)) {
+    throw std::runtime_error(text(where, ": the gradient of ", name, " has ", grad.numel(), " elements and a storage of ", grad.storage().nbytes(), " bytes; its storage was freed or resized"));
   }
 }
 
@@ -117,8 +125,8 @@ void check_state(const at::Tensor& state, const at::Tensor& param, const char* k
   if (!same_layout(state, param)) {
     throw py::value_error(text(where, ": ", name, ": state '", key, "' has strides ", state.strides(), ", expected ", param.strides(), " as the parameter; use torch.empty_like(parameter).copy_(state)"));
   }
-  if (state.is_inference() || (state.numel() > 0 && state.const_data_ptr() == nullptr)) {
-    throw std::runtime_error(text(where, ": ", name, ": state '", key, "' cannot be written (an inference tensor, or its storage was freed); replace it by an ordinary tensor"));
+  if (state.is_inference() || state.is_neg() || !has_memory(state)) {
+    throw std::runtime_error(text(where, ": ", name, ": state '", key, "' cannot be written (an inference tensor, a negated view, or its storage was freed or resized); replace it by an ordinary tensor"));
   }
 }
 
@@ -142,6 +150,7 @@ void check_disjoint(std::vector<Interval>& intervals, const std::string& where, 
 }
 
 bool same_layout(const at::Tensor& grad, const at::Tensor& param) {
+  if (grad.is_neg()) return false;
   if (grad.strides() == param.strides()) return true;
   if (param.numel() == 0) return true;
   for (int64_t d = 0; d < param.dim(); ++d) {

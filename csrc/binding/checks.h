@@ -33,7 +33,8 @@ void check_counter(const at::Tensor& counter, const at::Tensor& param, const cha
 // No two intervals may overlap; sorts them.
 void check_disjoint(std::vector<Interval>& intervals, const std::string& where, const std::vector<std::string>& names);
 
-// Whether `grad` can be read with the parameter's offsets: equal strides, dimensions of size 1 aside.
+// Whether `grad`'s memory can be read with the parameter's offsets: equal strides, dimensions of size 1 aside, and no
+// lazy negation.
 bool same_layout(const at::Tensor& grad, const at::Tensor& param);
 
 }  // namespace bertadam::binding
