@@ -147,6 +147,16 @@ def assert_same_bits(found: torch.optim.Optimizer, expected: torch.optim.Optimiz
         assert torch.equal(tensor, right[name]), name
 
 
+def assert_moments(
+    optimizer: BertAdam, state: dict[int, dict[str, Any]], keys: tuple[str, str]
+) -> None:
+    for index, param in enumerate(params_of(optimizer)):
+        own = optimizer.state[param]
+        for name, key in zip(("exp_avg", "exp_avg_sq"), keys, strict=True):
+            assert own[name].dtype == torch.float32
+            assert torch.equal(own[name], state[index][key].float())
+
+
 def own_file() -> File:
     return copy.deepcopy(trained().state_dict())
 

@@ -1,19 +1,88 @@
-"""A file with other keys, groups or parameters is refused, and nothing of it is loaded."""
+"""Layouts of torch and apex, and files whose keys, groups or parameters do not fit."""
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from checkpoint_cases import (
     LAYOUTS,
     File,
+    apex_file,
+    assert_moments,
     assert_refused,
     layouts,
+    make_optimizer,
     own_file,
+    params_of,
     reference_file,
+    settings_of,
+    snapshot,
+    through_disk,
+    torch_file,
+    trained,
 )
+
+# torch and apex
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (torch.optim.Adam, {}),
+        (torch.optim.AdamW, {}),
+        (torch.optim.AdamW, {"amsgrad": True}),
+        (torch.optim.Adam, {"fused": True}),
+    ],
+    ids=["Adam", "AdamW", "amsgrad", "fused"],
+)
+def test_torch_file_gives_moments_and_steps_and_one_warning(
+    kind: type[torch.optim.Optimizer], settings: dict[str, Any]
+) -> None:
+    file = through_disk(torch_file(kind, lr=0.5, weight_decay=0.25, **settings))
+    target = make_optimizer()
+    before = copy.deepcopy(settings_of(target))
+    with pytest.warns(UserWarning, match=r"torch Adam/AdamW.*keeps its settings") as caught:
+        target.load_state_dict(file)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert ("AMSGrad's running maximum is left out" in str(caught[0].message)) == bool(
+        settings.get("amsgrad")
+    )
+    assert settings_of(target) == before
+    assert_moments(target, file["state"], ("exp_avg", "exp_avg_sq"))
+    assert all(float(target.state[param]["step"]) == 5 for param in params_of(target))
+
+
+@pytest.mark.parametrize("step", [5, torch.tensor([5], dtype=torch.int32)], ids=["int", "tensor"])
+def test_apex_file_gives_every_parameter_the_step_of_its_group(step: object) -> None:
+    file = apex_file()
+    file["param_groups"][1]["step"] = step
+    target = make_optimizer()
+    before = copy.deepcopy(settings_of(target))
+    with pytest.warns(UserWarning, match=r"apex FusedAdam.*keeps its settings") as caught:
+        target.load_state_dict(file)
+    assert len(caught) == 1
+    assert settings_of(target) == before
+    assert_moments(target, file["state"], ("exp_avg", "exp_avg_sq"))
+    assert all(float(target.state[param]["step"]) == 5 for param in params_of(target))
+
+
+def test_warning_as_error_loads_nothing() -> None:
+    target = trained()
+    before = snapshot(target)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="apex"):
+            target.load_state_dict(apex_file())
+    assert snapshot(target) == before
+
+
+# Refusal
 
 
 @layouts
