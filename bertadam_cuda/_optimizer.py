@@ -311,7 +311,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             total: Tensor = totals[0]
             return total
         norms = self.grad_norms
-        return None if norms is None else torch.linalg.vector_norm(norms.nan_to_num(nan=0.0))
+        return None if norms is None else _pairwise_sum(norms.nan_to_num(nan=0.0).square()).sqrt()
 
     @property
     def skipped(self) -> Tensor:
@@ -400,3 +400,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         is a callable. Synchronises on CUDA.
         """
         return _checkpoint.to_reference(self)
+
+
+def _pairwise_sum(values: Tensor) -> Tensor:
+    """Add up in an order that depends on nothing but the length, on any device."""
+    while len(values) > 1:
+        values = torch.cat([values, values.new_zeros(len(values) % 2)])
+        values = values[0::2] + values[1::2]
+    return values.sum()

@@ -25,7 +25,7 @@ MODES: dict[str, dict[str, Any]] = {
 modes = pytest.mark.parametrize("settings", MODES.values(), ids=MODES)
 
 
-@pytest.fixture()
+@pytest.fixture
 def _restore_isa() -> Iterator[None]:
     yield
     _C.set_cpu_isa(_C.cpu_isas()[-1])

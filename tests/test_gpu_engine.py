@@ -1,4 +1,4 @@
-"""What the launch promises: one kernel, no waiting, no allocation, and an end under any residency."""
+"""What the launch promises: one kernel, no waiting, no allocation, and an end in any company."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_a_step_follows_what_its_stream_did_before(settings: dict[str, Any]) -> 
                 param.grad.copy_(grad)
             opt.step()
         expected.step()
-    torch.cuda.synchronize()
+        torch.cuda.synchronize()  # before `grads` are freed: another stream reads them
     for param, twin in zip(params, twins, strict=True):
         assert torch.equal(param, twin)
 
