@@ -44,6 +44,9 @@ DEFAULT_ARCHS = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 # source does not spell. The other two -f options change no bits and let loops vectorise.
 CXX_FLAGS = "-O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -fvisibility=hidden -g0"
 NVCC_FLAGS = "-std=c++17 -O3 --fmad=false -Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off"
+# at::parallel_for is a header: without this flag it runs everything on one thread, silently. The
+# library is torch's own copy, which has the same name and is loaded first.
+OPENMP = ["-fopenmp"]
 ISA_FLAGS = {
     "baseline": "",
     "avx2": "-mavx2 -mfma",
@@ -234,7 +237,7 @@ class BuildC(BuildExtension):
         # torch's version is in the command line, so that ninja never reuses an object compiled
         # against another torch in the same place. No -std here: torch adds the one it needs.
         defines += [f"-DBERTADAM_TORCH_VERSION={torch.__version__}"]
-        extension.extra_compile_args = {"cxx": [*CXX_FLAGS.split(), *defines]}
+        extension.extra_compile_args = {"cxx": [*CXX_FLAGS.split(), *OPENMP, *defines]}
         self.force = True  # always link: setuptools does not see that objects or flags changed
         super().build_extensions()
         self.build_info = {
@@ -282,7 +285,7 @@ if __name__ == "__main__":
                 f"{PACKAGE}._C",
                 sources("binding/*.cpp"),
                 include_dirs=[str(ROOT / "csrc")],
-                extra_link_args=["-Wl,--strip-debug"],
+                extra_link_args=["-Wl,--strip-debug", *OPENMP],
                 depends=sources("**/*.h", "**/*.cuh", "**/*.cu", "**/*.cpp"),
             )
         ],

@@ -24,7 +24,8 @@ BUILD = ("pip", "setuptools", "wheel", "ninja")
 PURPOSES = {
     "test": (*BUILD, "numpy", "pytest"),
     "pretrain": (*BUILD, "numpy", "transformers", "tokenizers", "matplotlib", "tqdm"),
-    "check": (*BUILD, "numpy", "pytest", "ruff", "mypy", "clang-format"),
+    # Pinned: another version formats otherwise.
+    "check": (*BUILD, "numpy", "pytest", "ruff==0.17.6", "mypy==2.4.1", "clang-format==23.1.5"),
 }
 OPTIONAL = {"pip", "wheel", "ninja"}  # no reason to leave an interpreter that has torch
 
@@ -44,14 +45,19 @@ def say(message: str) -> None:
     print(f"environment: {message}", file=sys.stderr, flush=True)
 
 
-def missing(python: Path, names: list[str]) -> list[str]:
-    """The names that `python` does not have, torch also when it is too old."""
+def missing(python: Path, requirements: list[str]) -> list[str]:
+    """What `python` does not have, in the version asked for; torch also when it is too old."""
+    names = [requirement.split("==")[0] for requirement in requirements]
     probe = [str(python), "-c", PROBE, *names]
     found = json.loads(subprocess.run(probe, check=True, capture_output=True, text=True).stdout)
     version = found.get("torch", "0.0").split(".")
     if (int(version[0]), int(version[1])) < OLDEST_TORCH:
         found.pop("torch", None)
-    return [name for name in names if name not in found]
+    return [
+        requirement
+        for requirement, name in zip(requirements, names, strict=True)
+        if name not in found or requirement not in (name, f"{name}=={found[name]}")
+    ]
 
 
 def pip(python: Path, *arguments: str) -> None:

@@ -177,8 +177,8 @@ def draw(file: Path, rows: Sequence[Row], circumstances: Circumstances) -> bool:
             axis.axvline(100, color="black", linewidth=1)
             axis.grid(axis="y", visible=False)
         axes[0].set_title(
-            f"{timed[0].model}, {timed[0].n_params:,} parameters, fp32: "
-            f"{circumstances.hardware}, torch {circumstances.torch}\nclip: "
+            f"{timed[0].model}, {timed[0].n_params:,} parameters, fp32\n"
+            f"{circumstances.hardware}, torch {circumstances.torch}\n\nclip: "
             f"{clips[0].replace('_', ' ')}"
         )
         axes[-1].set_xlabel("share of the copy bandwidth at 28 bytes per parameter [%]")

@@ -101,7 +101,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     # ------------------------------------------------- parameters and groups
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group as torch.optim.Optimizer.add_param_group does; a refused one leaves no trace."""
+        """Add a group as torch.optim.Optimizer does; one that is refused leaves no trace."""
         super().add_param_group(param_group)
         try:
             self._validate_groups(self.param_groups)
@@ -198,19 +198,23 @@ class FusedOptimizer(torch.optim.Optimizer):
         needs_norm = [
             clip or on_nonfinite == "skip" or (global_clip and any(clips)) for clip in clips
         ]
-        bounds = [self._position_bound(group) for group in groups]
+        bounds = [self._bounds(group) for group in groups]
         rules = [self._rule_settings(group) for group in groups]
-        events = [self._steps_to_end(*pair) for pair in zip(groups, bounds, strict=True)]
+        events = [
+            self._steps_to_end(group, bound.position)
+            for group, bound in zip(groups, bounds, strict=True)
+        ]
         tables = {}
         for plan in self._plans:
             for index, (group, rule) in enumerate(zip(groups, rules, strict=True)):
-                schedule = self._tables.schedule(group, bounds[index], plan.device)
-                events.append(schedule.valid_to - bounds[index])
+                position, step = bounds[index]
+                schedule = self._tables.schedule(group, position, plan.device)
+                events.append(schedule.valid_to - position)
                 corrections = None
                 if group["bias_correction"]:
                     betas = rule["beta1"], rule["beta2"]
-                    table = self._tables.bias_corrections(*betas, bounds[index], plan.device)
-                    events.append(table.valid_to - bounds[index])
+                    table = self._tables.bias_corrections(*betas, step, plan.device)
+                    events.append(table.valid_to - step)
                     corrections = table.values
                 tables[plan, index] = schedule.values, corrections
         for (plan, index), (multipliers, corrections) in tables.items():
@@ -233,36 +237,36 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._n_steps = 0
         self._next_event = min(events, default=math.inf)
 
-    def _steps_to_end(self, group: dict[str, Any], bound: int) -> float:
+    def _steps_to_end(self, group: dict[str, Any], position: int) -> float:
         """Return after how many steps the schedule is over, if that is still to be said."""
         last = schedules.last_position(group["schedule"], group["t_total"])
         if last is None or group["t_total"] == -1 or "t_total" in self._warned:
             return math.inf
-        return max(last + 1 - bound, 0)
+        return max(last + 1 - position, 0)
 
     def _handle_events(self) -> None:
         """Lengthen tables, and warn where a schedule is over."""
         for index, group in enumerate(self.param_groups):
-            bound = self._position_bound(group)
-            if self._steps_to_end(group, bound) == 0:
+            position = self._bounds(group).position
+            if self._steps_to_end(group, position) == 0:
                 self._warn_once(
                     "t_total",
-                    f"{type(self).__name__}: param_groups[{index}] has made {bound} updates, past "
-                    f"t_total={group['t_total']}; its learning rate stays at its last value (use "
+                    f"{type(self).__name__}: param_groups[{index}] has made {position} updates, "
+                    f"past t_total={group['t_total']}; its lr stays at its last value (use "
                     "reset_schedule to begin a new phase)",
                 )
         self._set_groups()
 
-    def _position_bound(self, group: dict[str, Any]) -> int:
-        """Return a number that no position of the group's parameters exceeds, where one matters.
+    def _bounds(self, group: dict[str, Any]) -> _phases.Bounds:
+        """Return what no position and step of the group's parameters exceeds, where it matters.
 
         Reads the steps, which waits for the device: after a change of settings, and when a table
         ends or a schedule is over.
         """
         constant = group["t_total"] == -1 and isinstance(group["schedule"], str)
         if constant and not group["bias_correction"]:
-            return 0
-        return _phases.largest_position(self, group)
+            return _phases.Bounds(0, 0)
+        return _phases.bounds(self, group)
 
     def _warn_of_two_schedules(self) -> None:
         for index, group in enumerate(self.param_groups):

@@ -5,7 +5,7 @@ A parameter's position is its step minus its 'schedule_start', both on its devic
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -26,14 +26,25 @@ class _Scheduled(Protocol):
     def _drop_plan(self) -> None: ...
 
 
-def largest_position(optimizer: _Scheduled, group: dict[str, Any]) -> int:
-    """Return the largest step or position of a group's parameters; synchronises on CUDA, once."""
+class Bounds(NamedTuple):
+    """Numbers that no parameter of a group exceeds."""
+
+    position: int
+    step: int
+
+
+def bounds(optimizer: _Scheduled, group: dict[str, Any]) -> Bounds:
+    """Return the largest position and step of a group's parameters; synchronises on CUDA, once."""
     states = [state for param in group["params"] if (state := optimizer.state.get(param))]
-    counts = [state["step"] for state in states]
-    counts += [
-        state["step"] - state["schedule_start"] for state in states if "schedule_start" in state
+    if not states:
+        return Bounds(0, 0)
+    steps = [state["step"] for state in states]
+    positions = [
+        state["step"] - state["schedule_start"] if "schedule_start" in state else state["step"]
+        for state in states
     ]
-    return _whole(max(torch.stack(counts).tolist())) if counts else 0
+    counts = torch.stack(positions + steps).tolist()
+    return Bounds(_whole(max(counts[: len(states)])), _whole(max(counts[len(states) :])))
 
 
 def get_lr(optimizer: _Scheduled) -> list[float]:

@@ -33,7 +33,7 @@ _ONLY: dict[str, Any] = {
 def validate(
     groups: list[dict[str, Any]], name: str, check_rule: Callable[[dict[str, Any], str], None]
 ) -> None:
-    """Raise ValueError or TypeError for bad settings; `check_rule(group, where)` adds the rule's."""
+    """Raise ValueError or TypeError for bad settings; `check_rule` looks at the rule's own."""
     for index, group in enumerate(groups):
         where = f"{name}: param_groups[{index}]"
         check_number(group["lr"], "lr", where, least=0.0)

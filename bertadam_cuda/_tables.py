@@ -1,7 +1,7 @@
 """Tables that a step looks its multipliers up in: schedules and bias corrections, in float64.
 
-The host evaluates them, so that no transcendental runs on a device, the CPU and the GPU use the same
-bits, and a step that is skipped on the device finds its own position. They are filled ahead of
+The host evaluates them, so that no transcendental runs on a device, the CPU and the GPU use the
+same bits, and a step that is skipped on the device finds its own position. They are filled ahead of
 training and lengthened, seldom, on the way.
 """
 

@@ -54,6 +54,21 @@ def test_any_number_of_cpu_workers_gives_the_same_bits(settings: dict[str, Any])
         assert same(run(params, "cpu", workers=workers, **settings), expected), workers
 
 
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_a_cpu_step_runs_on_as_many_threads_as_torch(n_threads: int) -> None:
+    """at::parallel_for is serial in a binary that was compiled without OpenMP."""
+    before = torch.get_num_threads()
+    param = nn.Parameter(torch.randn(1_000_000))
+    param.grad = torch.randn(1_000_000)
+    opt = BertAdam([param], lr=0.1)
+    torch.set_num_threads(n_threads)
+    try:
+        opt.step()
+    finally:
+        torch.set_num_threads(before)
+    assert opt._plans[0].n_threads == n_threads
+
+
 def test_a_difference_of_one_bit_would_be_noticed() -> None:
     """A negative control of the comparison."""
     params = odd_params()

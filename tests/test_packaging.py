@@ -19,8 +19,9 @@ from bertadam_cuda import _ext
 ROOT = Path(__file__).resolve().parent.parent
 
 
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / ".ci")]
 setup = importlib.import_module("setup")
+environment = importlib.import_module("environment")
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
 
 
@@ -229,3 +230,21 @@ def test_metadata_lets_pip_keep_the_torch_that_is_installed() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     assert 'requires = ["setuptools>=64", "wheel"]' in text
     assert 'dependencies = ["torch>=2.11"]' in text
+
+
+# The interpreter that `make` works with
+
+
+def test_interpreter_that_has_everything_is_used_as_it_is() -> None:
+    command = [sys.executable, str(ROOT / ".ci" / "environment.py"), "test"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == sys.executable
+    assert done.stderr == ""
+
+
+def test_missing_packages_and_wrong_versions_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Path(sys.executable)
+    wanted = ["torch", "pytest", f"pytest=={pytest.__version__}", "pytest==1.0", "no-such-package"]
+    assert environment.missing(here, wanted) == ["pytest==1.0", "no-such-package"]
+    monkeypatch.setattr(environment, "OLDEST_TORCH", (99, 0))
+    assert environment.missing(here, ["torch", "pytest"]) == ["torch"]

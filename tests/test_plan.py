@@ -121,6 +121,10 @@ def test_updates_start_with_the_gradients_summed_last() -> None:
     assert items[items[:, 2] == UPDATE][:, 1].tolist() == [3, 2, 1, 0]
 
 
+def test_updates_without_norms_go_forwards() -> None:
+    assert plan([4 * CHUNK], needs_norm=False)["items"][:, 1].tolist() == [0, 1, 2, 3]
+
+
 def test_tree_nodes_of_tensors_do_not_overlap() -> None:
     sizes = [0, 1, 300 * CHUNK, 70_000 * CHUNK, 5]
     made = plan(sizes)

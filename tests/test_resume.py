@@ -135,7 +135,7 @@ def test_loading_between_two_halves_of_one_optimizer_changes_nothing() -> None:
 
 
 def test_loaded_position_counts_though_the_optimizer_had_planned_for_another() -> None:
-    """A schedule without an end: what was tabulated for the first steps says nothing of 10**6."""
+    """A schedule without an end: what was tabulated for the first steps says nothing of 10**4."""
     settings: dict[str, Any] = {"schedule": lambda position: 1 / (1 + position), "t_total": -1}
     file = make_optimizer(**settings).state_dict()
     stepped, fresh = make_optimizer(**settings), make_optimizer(**settings)
@@ -144,7 +144,7 @@ def test_loaded_position_counts_though_the_optimizer_had_planned_for_another() -
         param.data.copy_(source)
     moments = reference_file()["state"].values()
     file["state"] = {
-        index: {"step": 10**6, "exp_avg": entry["next_m"], "exp_avg_sq": entry["next_v"]}
+        index: {"step": 10**4, "exp_avg": entry["next_m"], "exp_avg_sq": entry["next_v"]}
         for index, entry in enumerate(moments)
     }
     before = params_of(fresh)[0].detach().clone()
@@ -152,8 +152,8 @@ def test_loaded_position_counts_though_the_optimizer_had_planned_for_another() -
         optimizer.load_state_dict(file)
         train(optimizer, range(1))
     assert_same_bits(stepped, fresh)
-    # lr is 1e-2 / (1 + 10**6); an update is at most some tens.
-    assert 0 < float((params_of(fresh)[0].detach() - before).abs().max()) < 1e-6
+    # lr is 1e-2 / (1 + 10**4), and 1e-2 / 2 where the load went unnoticed.
+    assert 0 < float((params_of(fresh)[0].detach() - before).abs().max()) < 1e-4
 
 
 @pytest.mark.gpu

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 import timing
@@ -33,11 +34,24 @@ def test_wall_clock_counts_microseconds() -> None:
     assert 20_000 <= timing.wall_us(lambda: time.sleep(0.02)) < 5_000_000
 
 
+def test_copy_moves_every_byte_that_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(timing.COPY_BYTES, "cpu", 4 * 1001)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        copy, n_bytes = timing.copy_call(torch.device("cpu"))
+        source, target = torch.arange(1001.0), torch.zeros(1001)
+        timing._threaded_copy(target, source)()
+    finally:
+        torch.set_num_threads(threads)
+    copy()
+    assert n_bytes == 2 * 4 * 1001
+    assert torch.equal(target, source)
+
+
 @pytest.mark.gpu
 def test_device_clock_sees_the_kernel_and_not_the_launch() -> None:
     """A fill of 1 GiB takes hundreds of microseconds, one of 4 bytes a few."""
-    import torch
-
     clock = timing.DeviceClock(torch.device("cuda"))
     large, small = torch.empty(2**28, device="cuda"), torch.empty(1, device="cuda")
     assert clock(large.zero_) > 10 * clock(small.zero_)

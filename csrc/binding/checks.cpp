@@ -72,70 +72,102 @@ bool has_memory(const at::Tensor& tensor) {
 
 void check_param(const at::Tensor& param, const std::string& where, const std::string& name) {
   if (param.layout() != at::kStrided) {
-    throw py::type_error(text(where, ": ", name, " has layout ", param.layout(), ", expected a dense tensor; convert it with .to_dense()"));
+    throw py::type_error(text(where, ": ", name, " has layout ", param.layout(),
+                              ", expected a dense tensor; convert it with .to_dense()"));
   }
   if (param.is_meta()) {
-    throw std::runtime_error(text(where, ": ", name, " is on the meta device and has no data; materialise it with module.to_empty(device=...) first"));
+    throw std::runtime_error(
+        text(where, ": ", name,
+             " is on the meta device and has no data; materialise it with module.to_empty(device=...) first"));
   }
   if (!param.is_cpu() && !param.is_cuda()) {
     throw std::runtime_error(text(where, ": ", name, " is on device ", param.device(), ", expected cpu or cuda"));
   }
   if (param.scalar_type() != at::kFloat) {
-    throw py::type_error(text(where, ": ", name, " has dtype ", dtype_name(param.scalar_type()), "; supported are ", supported_rows(), "; cast the parameter, for example with module.float()"));
+    throw py::type_error(text(where, ": ", name, " has dtype ", dtype_name(param.scalar_type()), "; supported are ",
+                              supported_rows(), "; cast the parameter, for example with module.float()"));
   }
   if (!param.is_non_overlapping_and_dense()) {
-    throw py::value_error(text(where, ": ", name, " has shape ", param.sizes(), " and strides ", param.strides(), ", which leave gaps or overlap (a slice or an expanded tensor); expected memory that is dense up to a permutation of the dimensions: make it a parameter of its own with .detach().clone()"));
+    throw py::value_error(
+        text(where, ": ", name, " has shape ", param.sizes(), " and strides ", param.strides(),
+             ", which leave gaps or overlap (a slice or an expanded tensor); expected memory that is dense up to a "
+             "permutation of the dimensions: make it a parameter of its own with .detach().clone()"));
   }
   if (param.is_inference() || param.is_neg()) {
-    throw std::runtime_error(text(where, ": ", name, " is an inference tensor or a lazily negated view, and cannot be updated; make it an ordinary tensor with .clone() outside of torch.inference_mode()"));
+    throw std::runtime_error(text(where, ": ", name,
+                                  " is an inference tensor or a lazily negated view, and cannot be updated; make it an "
+                                  "ordinary tensor with .clone() outside of torch.inference_mode()"));
   }
   if (!has_memory(param)) {
-    throw std::runtime_error(text(where, ": ", name, " has ", param.numel(), " elements and a storage of ", param.storage().nbytes(), " bytes; its storage was freed or resized (a sharded module outside of its forward and backward?)"));
+    throw std::runtime_error(
+        text(where, ": ", name, " has ", param.numel(), " elements and a storage of ", param.storage().nbytes(),
+             " bytes; its storage was freed or resized (a sharded module outside of its forward and backward?)"));
   }
 }
 
 void check_grad(const at::Tensor& grad, const at::Tensor& param, const std::string& where, const std::string& name) {
   if (grad.layout() != at::kStrided) {
-    throw std::runtime_error(text(where, ": the gradient of ", name, " is sparse (layout ", grad.layout(), "), expected a dense one; use torch.optim.SparseAdam for this parameter, or sparse=False in the embedding"));
+    throw std::runtime_error(text(
+        where, ": the gradient of ", name, " is sparse (layout ", grad.layout(),
+        "), expected a dense one; use torch.optim.SparseAdam for this parameter, or sparse=False in the embedding"));
   }
   if (grad.device() != param.device()) {
-    throw std::runtime_error(text(where, ": the gradient of ", name, " is on ", grad.device(), ", expected ", param.device(), " as the parameter; move the gradient"));
+    throw std::runtime_error(text(where, ": the gradient of ", name, " is on ", grad.device(), ", expected ",
+                                  param.device(), " as the parameter; move the gradient"));
   }
   if (grad.scalar_type() != param.scalar_type()) {
-    throw py::type_error(text(where, ": the gradient of ", name, " has dtype ", dtype_name(grad.scalar_type()), "; supported are ", supported_rows(), "; cast the gradient"));
+    throw py::type_error(text(where, ": the gradient of ", name, " has dtype ", dtype_name(grad.scalar_type()),
+                              "; supported are ", supported_rows(), "; cast the gradient"));
   }
   if (grad.sizes() != param.sizes()) {
-    throw py::value_error(text(where, ": the gradient of ", name, " has shape ", grad.sizes(), ", expected ", param.sizes(), " as the parameter; assign a gradient of that shape"));
+    throw py::value_error(text(where, ": the gradient of ", name, " has shape ", grad.sizes(), ", expected ",
+                               param.sizes(), " as the parameter; assign a gradient of that shape"));
   }
   if (grad.is_non_overlapping_and_dense() && !has_memory(grad)) {
-    throw std::runtime_error(text(where, ": the gradient of ", name, " has ", grad.numel(), " elements and a storage of ", grad.storage().nbytes(), " bytes; its storage was freed or resized"));
+    throw std::runtime_error(text(where, ": the gradient of ", name, " has ", grad.numel(),
+                                  " elements and a storage of ", grad.storage().nbytes(),
+                                  " bytes; its storage was freed or resized"));
   }
 }
 
-void check_state(const at::Tensor& state, const at::Tensor& param, const char* key, const std::string& where, const std::string& name) {
+void check_state(const at::Tensor& state, const at::Tensor& param, const char* key, const std::string& where,
+                 const std::string& name) {
   if (state.device() != param.device()) {
-    throw std::runtime_error(text(where, ": ", name, ": state '", key, "' is on ", state.device(), ", expected ", param.device(), " as the parameter; move the state, or load it with load_state_dict after moving the module"));
+    throw std::runtime_error(
+        text(where, ": ", name, ": state '", key, "' is on ", state.device(), ", expected ", param.device(),
+             " as the parameter; move the state, or load it with load_state_dict after moving the module"));
   }
   if (state.layout() != at::kStrided || state.scalar_type() != at::kFloat) {
-    throw py::type_error(text(where, ": ", name, ": state '", key, "' has dtype ", dtype_name(state.scalar_type()), " and layout ", state.layout(), ", expected dense float32; load states with load_state_dict, which keeps them float32"));
+    throw py::type_error(text(where, ": ", name, ": state '", key, "' has dtype ", dtype_name(state.scalar_type()),
+                              " and layout ", state.layout(),
+                              ", expected dense float32; load states with load_state_dict, which keeps them float32"));
   }
   if (state.sizes() != param.sizes()) {
-    throw py::value_error(text(where, ": ", name, ": state '", key, "' has shape ", state.sizes(), ", expected ", param.sizes(), " as the parameter; remove optimizer.state[parameter] to start it anew, or load matching states"));
+    throw py::value_error(
+        text(where, ": ", name, ": state '", key, "' has shape ", state.sizes(), ", expected ", param.sizes(),
+             " as the parameter; remove optimizer.state[parameter] to start it anew, or load matching states"));
   }
   if (!same_layout(state, param)) {
-    throw py::value_error(text(where, ": ", name, ": state '", key, "' has strides ", state.strides(), ", expected ", param.strides(), " as the parameter; use torch.empty_like(parameter).copy_(state)"));
+    throw py::value_error(text(where, ": ", name, ": state '", key, "' has strides ", state.strides(), ", expected ",
+                               param.strides(), " as the parameter; use torch.empty_like(parameter).copy_(state)"));
   }
   if (state.is_inference() || state.is_neg() || !has_memory(state)) {
-    throw std::runtime_error(text(where, ": ", name, ": state '", key, "' cannot be written (an inference tensor, a negated view, or its storage was freed or resized); replace it by an ordinary tensor"));
+    throw std::runtime_error(text(where, ": ", name, ": state '", key,
+                                  "' cannot be written (an inference tensor, a negated view, or its storage was freed "
+                                  "or resized); replace it by an ordinary tensor"));
   }
 }
 
-void check_counter(const at::Tensor& counter, const at::Tensor& param, const char* key, const std::string& where, const std::string& name) {
+void check_counter(const at::Tensor& counter, const at::Tensor& param, const char* key, const std::string& where,
+                   const std::string& name) {
   if (counter.device() != param.device()) {
-    throw std::runtime_error(text(where, ": ", name, ": state '", key, "' is on ", counter.device(), ", expected ", param.device(), " as the parameter; move it, or load it with load_state_dict"));
+    throw std::runtime_error(text(where, ": ", name, ": state '", key, "' is on ", counter.device(), ", expected ",
+                                  param.device(), " as the parameter; move it, or load it with load_state_dict"));
   }
   if (counter.scalar_type() != at::kFloat || counter.dim() != 0 || counter.is_inference()) {
-    throw py::type_error(text(where, ": ", name, ": state '", key, "' has dtype ", dtype_name(counter.scalar_type()), " and shape ", counter.sizes(), ", expected a 0-dim float32 tensor; load it with load_state_dict"));
+    throw py::type_error(text(where, ": ", name, ": state '", key, "' has dtype ", dtype_name(counter.scalar_type()),
+                              " and shape ", counter.sizes(),
+                              ", expected a 0-dim float32 tensor; load it with load_state_dict"));
   }
 }
 
@@ -145,7 +177,10 @@ void check_disjoint(std::vector<Interval>& intervals, const std::string& where, 
     const Interval& before = intervals[i - 1];
     const Interval& after = intervals[i];
     if (before.end <= after.begin) continue;
-    throw py::value_error(text(where, ": ", before.role, " of ", names[before.owner], " and ", after.role, " of ", names[after.owner], " share memory (", before.end - after.begin, " bytes); the step writes both: give each its own memory, or pass a tied parameter once"));
+    throw py::value_error(
+        text(where, ": ", before.role, " of ", names[before.owner], " and ", after.role, " of ", names[after.owner],
+             " share memory (", before.end - after.begin,
+             " bytes); the step writes both: give each its own memory, or pass a tied parameter once"));
   }
 }
 

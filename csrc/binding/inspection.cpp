@@ -80,11 +80,13 @@ at::Tensor decode(const at::Tensor& bits) {
 }  // namespace
 
 void bind_inspection(py::module& m) {
-  m.def("plan", &plan, py::arg("n_elements"), py::arg("needs_norm"), py::arg("chunk_elements"),
-        py::arg("wait_for_all"), py::arg("lookahead_chunks"));
+  m.def("plan", &plan, py::arg("n_elements"), py::arg("needs_norm"), py::arg("chunk_elements"), py::arg("wait_for_all"),
+        py::arg("lookahead_chunks"));
   m.def("sum_of_squares", &sum_of_squares, py::arg("grad"), py::arg("chunk_elements"));
-  m.def("clip_coefficient", [](double norm, double max_grad_norm, bool skip) { return clip_coefficient(norm, max_grad_norm, skip); },
-        py::arg("norm"), py::arg("max_grad_norm"), py::arg("skip_nonfinite"));
+  m.def(
+      "clip_coefficient",
+      [](double norm, double max_grad_norm, bool skip) { return clip_coefficient(norm, max_grad_norm, skip); },
+      py::arg("norm"), py::arg("max_grad_norm"), py::arg("skip_nonfinite"));
   m.def("split", [](double x) {
     const SplitFloat s = split(x);
     return py::make_tuple(s.hi, s.lo);

@@ -54,21 +54,23 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   py::class_<StepPlan>(m, "StepPlan")
       .def(py::init<std::string, py::list, py::dict, at::Device, at::Tensor>(), py::arg("where"),
            py::arg("param_groups"), py::arg("state"), py::arg("device"), py::arg("n_skipped"))
-      .def("set_group",
-           [](StepPlan& plan, size_t index, double lr, double beta1, double beta2, double eps, double weight_decay,
-              double max_grad_norm, bool maximize, at::Tensor multipliers, std::optional<at::Tensor> corrections) {
-             plan.set_group(index, {lr, beta1, beta2, eps, weight_decay, max_grad_norm, maximize},
-                            std::move(multipliers), std::move(corrections));
-           },
-           py::arg("index"), py::kw_only(), py::arg("lr"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"),
-           py::arg("weight_decay"), py::arg("max_grad_norm"), py::arg("maximize"), py::arg("multipliers"),
-           py::arg("corrections"))
+      .def(
+          "set_group",
+          [](StepPlan& plan, size_t index, double lr, double beta1, double beta2, double eps, double weight_decay,
+             double max_grad_norm, bool maximize, at::Tensor multipliers, std::optional<at::Tensor> corrections) {
+            plan.set_group(index, {lr, beta1, beta2, eps, weight_decay, max_grad_norm, maximize},
+                           std::move(multipliers), std::move(corrections));
+          },
+          py::arg("index"), py::kw_only(), py::arg("lr"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"),
+          py::arg("weight_decay"), py::arg("max_grad_norm"), py::arg("maximize"), py::arg("multipliers"),
+          py::arg("corrections"))
       .def("set_lr", &StepPlan::set_lr, py::arg("index"), py::arg("lr"))
-      .def("configure",
-           [](StepPlan& plan, bool clip_by_total_norm, bool skip_nonfinite, std::vector<bool> group_needs_norm) {
-             plan.configure({clip_by_total_norm, skip_nonfinite, std::move(group_needs_norm)});
-           },
-           py::kw_only(), py::arg("clip_by_total_norm"), py::arg("skip_nonfinite"), py::arg("group_needs_norm"))
+      .def(
+          "configure",
+          [](StepPlan& plan, bool clip_by_total_norm, bool skip_nonfinite, std::vector<bool> group_needs_norm) {
+            plan.configure({clip_by_total_norm, skip_nonfinite, std::move(group_needs_norm)});
+          },
+          py::kw_only(), py::arg("clip_by_total_norm"), py::arg("skip_nonfinite"), py::arg("group_needs_norm"))
       .def("inspect", &StepPlan::inspect, py::arg("param_groups"), py::arg("state"))
       .def("prepare", &StepPlan::prepare, py::arg("init_state"))
       .def("run", &StepPlan::run)
@@ -78,6 +80,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def_property_readonly("device", &StepPlan::device)
       .def_property_readonly("staged", &StepPlan::staged)
       .def_property_readonly("scratch", &StepPlan::scratch)
+      .def_readonly("n_threads", &StepPlan::n_threads)
       .def_readwrite("workers", &StepPlan::workers);
 
   bind_inspection(m);

@@ -62,8 +62,10 @@ class StepPlan {
   const Plan& work() const { return plan_; }
   bool staged() const;
 
-  // For tests: the number of blocks or CPU workers, 0 for the choice of the backend; the scratch of every stream.
+  // For tests: the number of blocks or CPU workers, 0 for the choice of the backend; how many threads the last step
+  // on the CPU ran on; the scratch of every stream.
   int workers = 0;
+  size_t n_threads = 0;
   std::vector<at::Tensor> scratch() const;
 
  private:
@@ -103,13 +105,13 @@ class StepPlan {
   const std::string where_;
   const at::Device device_;
   pybind11::dict state_;
-  Py_ssize_t n_states_ = -1;  // entries of `state_` when the parameters' dicts were last looked up
+  Py_ssize_t n_states_ = -1;                  // entries of `state_` when the parameters' dicts were last looked up
   std::vector<pybind11::object> all_params_;  // of every device, in param_groups order
   std::vector<Py_ssize_t> group_sizes_;
   size_t n_groups_;
   std::vector<Entry> entries_;
   std::vector<std::string> names_;
-  std::vector<at::Tensor> converted_grads_;  // of this step: gradients brought into their parameter's layout
+  std::vector<at::Tensor> converted_grads_;    // of this step: gradients brought into their parameter's layout
   std::vector<const void*> written_pointers_;  // at the last overlap check
 
   PlanSettings settings_;
@@ -117,7 +119,7 @@ class StepPlan {
   bool work_is_current_ = false;
   bool counters_changed_ = false;
   Plan plan_;
-  at::Tensor items_, tensors_;  // the plan on the device
+  at::Tensor items_, tensors_;        // the plan on the device
   std::vector<unsigned char> table_;  // groups, then rows
   std::vector<at::Tensor> group_tables_;
   std::map<void*, Scratch> scratch_;

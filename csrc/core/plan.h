@@ -29,7 +29,7 @@ struct PlanTensor {
   int64_t first_node;  // of the tensor's partial sums in the workspace
   uint32_t n_chunks;   // at least 1: an empty tensor is an ordinary one
   uint32_t group;
-  bool needs_norm;     // it is clipped or checked for non-finite gradients
+  bool needs_norm;  // it is clipped or checked for non-finite gradients
 };
 
 // Partial sums are added up kTreeFanIn at a time (a power of two, so that this is the canonical tree).
@@ -46,9 +46,9 @@ inline int64_t tree_nodes(int64_t n) {
 }
 
 struct PlanOptions {
-  int64_t chunk_elements;     // a power of two of leaves
-  bool wait_for_all;          // every norm before the first write: global clipping, null steps
-  int64_t lookahead_chunks;   // how far norms run ahead of the update that waits for them
+  int64_t chunk_elements;    // a power of two of leaves
+  bool wait_for_all;         // every norm before the first write: global clipping, null steps
+  int64_t lookahead_chunks;  // how far norms run ahead of the update that waits for them
 };
 
 struct Plan {
@@ -65,7 +65,8 @@ inline Plan make_plan(const std::vector<int64_t>& n_elements, const std::vector<
   plan.tensors.reserve(n_elements.size());
   size_t n_items = 0;
   for (size_t i = 0; i < n_elements.size(); ++i) {
-    const int64_t n_chunks = std::max<int64_t>(1, (n_elements[i] + options.chunk_elements - 1) / options.chunk_elements);
+    const int64_t n_chunks =
+        std::max<int64_t>(1, (n_elements[i] + options.chunk_elements - 1) / options.chunk_elements);
     plan.tensors.push_back({n_elements[i], plan.n_nodes, static_cast<uint32_t>(n_chunks), group[i], needs_norm[i]});
     plan.n_nodes += tree_nodes(n_chunks);
     n_items += static_cast<size_t>(n_chunks) * (needs_norm[i] || options.wait_for_all ? 2 : 1);
@@ -73,9 +74,12 @@ inline Plan make_plan(const std::vector<int64_t>& n_elements, const std::vector<
   plan.n_nodes += tree_nodes(static_cast<int64_t>(n_elements.size()));
   plan.items.reserve(n_items);
 
-  // Updates go through a tensor from its end: the gradients summed last are the likeliest to be cached still.
-  const auto add_updates = [&plan](uint32_t tensor) {
-    for (uint32_t chunk = plan.tensors[tensor].n_chunks; chunk-- > 0;) {
+  // After norms, updates go through a tensor from its end: the gradients summed last are the likeliest to be cached
+  // still. Otherwise from its beginning, as prefetchers like it (5 % of a step on a CPU).
+  const auto add_updates = [&plan](uint32_t tensor, bool from_end) {
+    const uint32_t n_chunks = plan.tensors[tensor].n_chunks;
+    for (uint32_t i = 0; i < n_chunks; ++i) {
+      const uint32_t chunk = from_end ? n_chunks - 1 - i : i;
       plan.items.push_back({tensor, chunk << 2 | kUpdate});
     }
   };
@@ -83,13 +87,13 @@ inline Plan make_plan(const std::vector<int64_t>& n_elements, const std::vector<
   size_t next = 0;
   int64_t chunks_ahead = 0;
   const auto update_next = [&] {
-    add_updates(summed[next]);
+    add_updates(summed[next], true);
     chunks_ahead -= plan.tensors[summed[next++]].n_chunks;
   };
   for (uint32_t tensor = 0; tensor < plan.tensors.size(); ++tensor) {
     const uint32_t n_chunks = plan.tensors[tensor].n_chunks;
     if (!needs_norm[tensor] && !options.wait_for_all) {
-      add_updates(tensor);
+      add_updates(tensor, false);
     } else if (n_chunks == 1 && !options.wait_for_all) {
       plan.items.push_back({tensor, kNorm | kUpdate});
     } else {

@@ -23,22 +23,22 @@ struct TensorRow {
 
 // Scratch of one (device, stream). Zeroed once; every step leaves it ready for the next one.
 struct Workspace {
-  uint32_t* ticket;          // the next item to draw
+  uint32_t* ticket;  // the next item to draw
   uint32_t* workers_done;
-  uint32_t* epoch;           // tags the coefficients of this step; advanced by the last worker
-  uint32_t* tensors_summed;  // arrivals towards the sum over all tensors
-  uint32_t* norm_arrivals;   // [tensor] chunks summed
-  uint32_t* update_arrivals; // [tensor] chunks updated
-  uint64_t* coefficients;    // [tensor] epoch << 32 | float bits
-  double* nodes;             // the norm trees, see Plan::n_nodes
+  uint32_t* epoch;            // tags the coefficients of this step; advanced by the last worker
+  uint32_t* tensors_summed;   // arrivals towards the sum over all tensors
+  uint32_t* norm_arrivals;    // [tensor] chunks summed
+  uint32_t* update_arrivals;  // [tensor] chunks updated
+  uint64_t* coefficients;     // [tensor] epoch << 32 | float bits
+  double* nodes;              // the norm trees, see Plan::n_nodes
 };
 
 // Written by the step, read by the user. `norms` starts as NaN; tensors that no norm is taken of keep it.
 struct Statistics {
-  double* norms;         // [tensor]
-  double* total_norm;    // [1]
-  float* coefficients;   // [tensor]
-  int64_t* n_skipped;    // [1], updates left out since the optimizer was made
+  double* norms;        // [tensor]
+  double* total_norm;   // [1]
+  float* coefficients;  // [tensor]
+  int64_t* n_skipped;   // [1], updates left out since the optimizer was made
 };
 
 struct StepArgs {
@@ -48,12 +48,12 @@ struct StepArgs {
   const TensorRow* rows;
   uint32_t n_items, n_tensors, n_groups;
   uint32_t chunk_elements;
-  int64_t total_tree;      // first node of the tree over the tensors' sums
+  int64_t total_tree;  // first node of the tree over the tensors' sums
   uint32_t n_workers;
-  bool wait_for_all;       // the plan's
-  bool clip_by_total_norm; // else by the tensor's own
+  bool wait_for_all;        // the plan's
+  bool clip_by_total_norm;  // else by the tensor's own
   bool skip_nonfinite;
-  bool skip_if_all_zero;   // a step with every learning rate 0: with every gradient 0 as well, it does not count
+  bool skip_if_all_zero;  // a step with every learning rate 0: with every gradient 0 as well, it does not count
   Workspace workspace;
   Statistics statistics;
 };

@@ -3,8 +3,8 @@
 
 namespace bertadam::cpu {
 
-#define BERTADAM_DECLARE_ISA(name) \
-  namespace name {                 \
+#define BERTADAM_DECLARE_ISA(name)   \
+  namespace name {                   \
   void adam_worker(const StepArgs&); \
   }
 BERTADAM_DECLARE_ISA(baseline)

@@ -58,8 +58,7 @@ struct Step {
 
   // `norm`: of the tensor, or of all of them where they are clipped together.
   float coefficient(const PlanTensor& tensor, double norm) const {
-    return clip_coefficient(norm, args.groups[tensor.group].max_grad_norm,
-                            args.skip_nonfinite && tensor.needs_norm);
+    return clip_coefficient(norm, args.groups[tensor.group].max_grad_norm, args.skip_nonfinite && tensor.needs_norm);
   }
 
   void finish_all_norms() const {

@@ -169,8 +169,7 @@ class Worker {
 
   // `norm`: of the tensor, or of all of them where they are clipped together.
   __device__ float coefficient(const PlanTensor& tensor, double norm) {
-    return clip_coefficient(norm, groups_[tensor.group].max_grad_norm,
-                            args_.skip_nonfinite && tensor.needs_norm);
+    return clip_coefficient(norm, groups_[tensor.group].max_grad_norm, args_.skip_nonfinite && tensor.needs_norm);
   }
 
   __device__ void publish(uint32_t index, float coefficient) {

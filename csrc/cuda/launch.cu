@@ -9,10 +9,10 @@
 
 namespace bertadam::cuda {
 
-#define BERTADAM_RETURN_IF_ERROR(call)               \
-  do {                                               \
-    const cudaError_t error_ = (call);               \
-    if (error_ != cudaSuccess) return take(error_);  \
+#define BERTADAM_RETURN_IF_ERROR(call)              \
+  do {                                              \
+    const cudaError_t error_ = (call);              \
+    if (error_ != cudaSuccess) return take(error_); \
   } while (false)
 
 namespace {
@@ -50,7 +50,8 @@ int count_resident_blocks(int device, int* blocks) {
   int multiprocessors = 0;
   int per_multiprocessor = 0;
   BERTADAM_RETURN_IF_ERROR(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
-  BERTADAM_RETURN_IF_ERROR(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, adam_float32_kernel(), kThreads, 0));
+  BERTADAM_RETURN_IF_ERROR(
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, adam_float32_kernel(), kThreads, 0));
   *blocks = std::max(1, multiprocessors * per_multiprocessor);
   return 0;
 }

@@ -85,7 +85,8 @@ __device__ __forceinline__ double block_pairwise_sum(double* nodes, int64_t n) {
     const int64_t n_parents = (n + kTreeFanIn - 1) / kTreeFanIn;
     for (int64_t i = warp; i < n_parents; i += n_warps) {
       const int64_t rest = n - i * kTreeFanIn;
-      const double sum = warp_pairwise_sum(nodes + i * kTreeFanIn, static_cast<int>(rest < kTreeFanIn ? rest : kTreeFanIn));
+      const double sum =
+          warp_pairwise_sum(nodes + i * kTreeFanIn, static_cast<int>(rest < kTreeFanIn ? rest : kTreeFanIn));
       if (threadIdx.x % 32 == 0) nodes[n + i] = sum;
     }
     __syncthreads();

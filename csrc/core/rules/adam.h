@@ -26,8 +26,8 @@ struct Adam {
              fmaf(group.one_minus_beta1.hi, g, fmaf(group.one_minus_beta1.lo, g, group.beta1.lo * m)));
     // g*g as an exact sum of two floats: its rounding error alone would be half an ulp of v.
     const float g_sq = g * g;
-    const float low = fmaf(group.one_minus_beta2.hi, fmaf(g, g, -g_sq),
-                           fmaf(group.one_minus_beta2.lo, g_sq, group.beta2.lo * v));
+    const float low =
+        fmaf(group.one_minus_beta2.hi, fmaf(g, g, -g_sq), fmaf(group.one_minus_beta2.lo, g_sq, group.beta2.lo * v));
     const float precise = fmaf(group.beta2.hi, v, fmaf(group.one_minus_beta2.hi, g_sq, low));
     // Where a square or v has overflowed, the small terms are infinities of either sign.
     const float overflowed = fmaf(group.beta2.hi, v, group.one_minus_beta2.hi * g_sq);
