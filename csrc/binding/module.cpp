@@ -4,6 +4,9 @@
 #include "binding/inspection.h"
 #include "binding/step_plan.h"
 #include "core/rules/adam.h"
+#if defined(BERTADAM_WITH_CUDA)
+#include "cuda/tuning.h"
+#endif
 
 namespace py = pybind11;
 
@@ -68,20 +71,23 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def(
           "configure",
           [](StepPlan& plan, bool clip_by_total_norm, bool skip_nonfinite, std::vector<bool> group_needs_norm) {
-            plan.configure({clip_by_total_norm, skip_nonfinite, std::move(group_needs_norm)});
+            plan.execution->configure({clip_by_total_norm, skip_nonfinite, std::move(group_needs_norm)});
           },
           py::kw_only(), py::arg("clip_by_total_norm"), py::arg("skip_nonfinite"), py::arg("group_needs_norm"))
       .def("inspect", &StepPlan::inspect, py::arg("param_groups"), py::arg("state"))
       .def("prepare", &StepPlan::prepare, py::arg("init_state"))
       .def("run", &StepPlan::run)
-      .def_property_readonly("grad_norms", &StepPlan::grad_norms)
-      .def_property_readonly("total_norm", &StepPlan::total_norm)
-      .def_property_readonly("clip_coefficients", &StepPlan::clip_coefficients)
-      .def_property_readonly("device", &StepPlan::device)
-      .def_property_readonly("staged", &StepPlan::staged)
-      .def_property_readonly("scratch", &StepPlan::scratch)
-      .def_readonly("n_threads", &StepPlan::n_threads)
-      .def_readwrite("workers", &StepPlan::workers);
+      .def_property_readonly("grad_norms", [](const StepPlan& plan) { return plan.execution->grad_norms(); })
+      .def_property_readonly("total_norm", [](const StepPlan& plan) { return plan.execution->total_norm(); })
+      .def_property_readonly("clip_coefficients",
+                             [](const StepPlan& plan) { return plan.execution->clip_coefficients(); })
+      .def_property_readonly("device", [](const StepPlan& plan) { return plan.execution->device(); })
+      .def_property_readonly("staged", [](const StepPlan& plan) { return plan.execution->staged(); })
+      .def_property_readonly("scratch", [](const StepPlan& plan) { return plan.execution->scratch(); })
+      .def_property_readonly("n_threads", [](const StepPlan& plan) { return plan.execution->n_threads; })
+      .def_property(
+          "workers", [](const StepPlan& plan) { return plan.execution->workers; },
+          [](StepPlan& plan, int workers) { plan.execution->workers = workers; });
 
   bind_inspection(m);
 }

@@ -1,0 +1,97 @@
+// Owns what a step needs beside the user's tensors - the work list, the scratch memory of every stream, the table of
+// groups and rows, the statistics - and runs the step on its device. Knows nothing of Python.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/plan.h"
+#include "core/step_args.h"
+#if defined(BERTADAM_WITH_CUDA)
+#include "cuda/launch.h"
+#endif
+
+namespace bertadam::binding {
+
+struct ExecutionSettings {
+  bool clip_by_total_norm = false;
+  bool skip_nonfinite = false;
+  std::vector<bool> group_needs_norm;
+
+  bool operator==(const ExecutionSettings& other) const {
+    return clip_by_total_norm == other.clip_by_total_norm && skip_nonfinite == other.skip_nonfinite &&
+           group_needs_norm == other.group_needs_norm;
+  }
+};
+
+class Execution {
+ public:
+  // One size and group per tensor. `n_skipped`: 0-dim int64 on the device, counted up by the steps.
+  Execution(std::string where, at::Device device, std::vector<int64_t> n_elements, std::vector<uint32_t> group,
+            size_t n_groups, at::Tensor n_skipped);
+
+  void configure(ExecutionSettings settings);
+
+  // Filled by the caller: groups when their settings change, rows at every step.
+  GroupScalars* groups() { return reinterpret_cast<GroupScalars*>(table_.data()); }
+  TensorRow* rows() { return reinterpret_cast<TensorRow*>(table_.data() + n_groups_ * sizeof(GroupScalars)); }
+
+  // The work of the next step. Makes a list where the last one does not fit; a capture of the stream is refused.
+  void prepare();
+  void run();
+
+  std::optional<at::Tensor> grad_norms() const;
+  std::optional<at::Tensor> total_norm() const;
+  at::Tensor clip_coefficients() const { return clip_coefficients_; }
+  at::Device device() const { return device_; }
+
+  // For tests: the number of blocks or CPU workers, 0 for the backend's choice; how many threads the last step on the
+  // CPU ran on; whether the last launch copied its table first; the scratch of every stream.
+  int workers = 0;
+  size_t n_threads = 0;
+  bool staged() const;
+  std::vector<at::Tensor> scratch() const;
+
+ private:
+  struct Scratch {
+    at::Tensor memory;
+    Workspace workspace;
+#if defined(BERTADAM_WITH_CUDA)
+    std::unique_ptr<cuda::Launcher> launcher;
+#endif
+  };
+
+  void make_list(bool null_step);
+  PlanOptions plan_options(bool wait_for_all) const;
+  at::Tensor upload(const void* data, size_t bytes) const;
+  Scratch& scratch_of(void* stream);
+  Scratch make_scratch() const;
+  StepArgs step_args(const Workspace& workspace) const;
+  void run_on_cpu();
+  void run_on_cuda();
+
+  const std::string where_;
+  const at::Device device_;
+  const std::vector<int64_t> n_elements_;
+  const std::vector<uint32_t> group_;
+  const size_t n_groups_;
+  ExecutionSettings settings_;
+  bool null_step_ = false;  // every learning rate is 0: the step counts only if some gradient is not
+  bool list_fits_ = false;
+  Plan plan_;
+  at::Tensor items_, tensors_;        // the plan on the device
+  std::vector<unsigned char> table_;  // groups, then rows
+  std::map<void*, Scratch> scratch_;  // by stream
+  at::Tensor norms_, total_norm_, clip_coefficients_, n_skipped_;
+};
+
+// The instruction set of the CPU backend: the best that the machine has, unless chosen otherwise.
+void set_cpu_isa(const std::string& name);
+std::vector<std::string> cpu_isas();
+
+}  // namespace bertadam::binding
