@@ -33,16 +33,13 @@ class Bounds(NamedTuple):
     step: int
 
 
-def bounds(optimizer: _Scheduled, group: dict[str, Any]) -> Bounds:
+def bounds(state: Any, group: dict[str, Any]) -> Bounds:
     """Return the largest position and step of a group's parameters; synchronises on CUDA, once."""
-    states = [state for param in group["params"] if (state := optimizer.state.get(param))]
+    states = [of_param for param in group["params"] if (of_param := state.get(param))]
     if not states:
         return Bounds(0, 0)
-    steps = [state["step"] for state in states]
-    positions = [
-        state["step"] - state["schedule_start"] if "schedule_start" in state else state["step"]
-        for state in states
-    ]
+    steps = [of_param["step"] for of_param in states]
+    positions = [of_param["step"] - of_param.get("schedule_start", 0.0) for of_param in states]
     counts = torch.stack(positions + steps).tolist()
     return Bounds(_whole(max(counts[: len(states)])), _whole(max(counts[len(states) :])))
 
