@@ -41,7 +41,12 @@ PANELS = {
         "none",
     ),
 }
-CYCLES = {"warmup_cosine_hard_restarts": {"cycles": 3}, "warmup_cosine_warmup_restarts": {"cycles": 3}}
+CYCLES = dict.fromkeys(
+    ("warmup_cosine_hard_restarts", "warmup_cosine_warmup_restarts"), {"cycles": 3}
+)
+    "warmup_cosine_hard_restarts": {"cycles": 3},
+    "warmup_cosine_warmup_restarts": {"cycles": 3},
+}
 
 
 def plot(file: Path) -> None:
