@@ -44,9 +44,6 @@ PANELS = {
 CYCLES = dict.fromkeys(
     ("warmup_cosine_hard_restarts", "warmup_cosine_warmup_restarts"), {"cycles": 3}
 )
-    "warmup_cosine_hard_restarts": {"cycles": 3},
-    "warmup_cosine_warmup_restarts": {"cycles": 3},
-}
 
 
 def plot(file: Path) -> None:
