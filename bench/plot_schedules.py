@@ -18,10 +18,12 @@ sys.path.append(str(ROOT))  # a build in the source tree needs no installation
 from bertadam_cuda import schedules  # noqa: E402
 
 T_TOTAL, WARMUP = 7500, 0.06
-#: What the schedules with arguments of their own are drawn with: DeepSpeed's 64k-batch recipe.
+#: Of the schedules that take arguments; the decays are those of DeepSpeed's 64k-batch recipe.
 ARGS = {
     "warmup_linear_decay_exp": {"decay_rate": 0.9, "decay_steps": 250},
     "warmup_exp_decay_exp": {"decay_rate": 0.9, "decay_steps": 250},
+    "warmup_cosine_hard_restarts": {"cycles": 3},
+    "warmup_cosine_warmup_restarts": {"cycles": 3},
 }
 PANELS = {
     "The six schedules of BertAdam": (
@@ -41,9 +43,6 @@ PANELS = {
         "none",
     ),
 }
-CYCLES = dict.fromkeys(
-    ("warmup_cosine_hard_restarts", "warmup_cosine_warmup_restarts"), {"cycles": 3}
-)
 
 
 def plot(file: Path) -> None:
@@ -52,8 +51,7 @@ def plot(file: Path) -> None:
     with stacked_axes(file, (3.2, 3.2)) as (_, axes):
         for axis, (title, names) in zip(axes, PANELS.items(), strict=True):
             for name, colour in zip(names, COLOURS, strict=True):
-                args = ARGS.get(name) or CYCLES.get(name)
-                rule = schedules.multiplier(name, WARMUP, T_TOTAL, args)
+                rule = schedules.multiplier(name, WARMUP, T_TOTAL, ARGS.get(name))
                 axis.plot(positions, [rule(p) for p in positions], label=name, color=colour)
             axis.axvline(T_TOTAL, color="#888888", linewidth=0.8, linestyle=":")
             axis.set_title(f"{title} (t_total={T_TOTAL}, warmup={WARMUP})")
