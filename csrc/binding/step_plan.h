@@ -48,14 +48,23 @@ class StepPlan {
     uint32_t group;
     pybind11::dict state;              // of this parameter; empty until it is found
     const at::Tensor* grad = nullptr;  // of this step
-    std::vector<at::Tensor> written;   // states and counter of this step, to bump their versions
-    const void* step = nullptr;        // the counter of the last step and the version it was left with
-    uint32_t step_version = 0;
+    Seen seen_param, seen_states[kMaxStates], seen_step;
+    uint32_t step_version = 0;  // that the last step left the counter with
+  };
+  // The values of a parameter's state dict, borrowed.
+  struct StateValues {
+    PyObject* states[kMaxStates] = {};
+    PyObject* step = nullptr;
+    PyObject* schedule_start = nullptr;
+    PyObject* bias_correction_start = nullptr;
   };
 
   bool same_structure(const pybind11::list& param_groups) const;
   void find_state(Entry& entry, const std::string& name);
+  static StateValues values_of(const pybind11::dict& state);
+  const at::Tensor& as_tensor(PyObject* value, const char* key, size_t index) const;
   void read_state(Entry& entry, size_t index, TensorRow& row);
+  void will_write(const at::Tensor& tensor);
   void check_overlaps();
 
   const std::string where_;
@@ -69,6 +78,8 @@ class StepPlan {
   std::vector<std::string> names_;
   std::vector<at::Tensor> group_tables_;       // keeps alive what the groups point to
   std::vector<at::Tensor> converted_grads_;    // of this step: gradients brought into their parameter's layout
+  std::vector<c10::TensorImpl*> written_;      // by this step
+  std::vector<at::Tensor> alive_;              // while a step on the CPU runs without the GIL
   std::vector<const void*> written_pointers_;  // at the last overlap check
   bool counters_changed_ = false;
 };
