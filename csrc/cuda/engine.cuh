@@ -224,7 +224,7 @@ class Worker {
       whole = whole && is_aligned(state[k]);
     }
     if (whole) {
-#pragma unroll 2
+#pragma unroll 1
       for (int i = 4 * threadIdx.x; i < kChunkElements; i += 4 * kThreads) {
         update4<true>(group, scalars, param + i, grad + i, state, i, 4);
       }

@@ -12,12 +12,21 @@ __device__ __forceinline__ bool is_aligned(const Storage* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % (4 * sizeof(Storage)) == 0;
 }
 
+// How long L2 should keep a line that is read: as long as it can. At equal traffic this was worth 2.5 % of a step on
+// an H200 (no clip 2302 -> 2243 us).
+__device__ __forceinline__ uint64_t keep_in_l2() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
 // kWhole: all four elements exist and the address is aligned. Otherwise `n` of them exist; the others read as zero.
 template <bool kWhole>
 __device__ __forceinline__ void load4(float (&x)[4], const float* address, int n) {
   if constexpr (kWhole) {
-    const float4 v = *reinterpret_cast<const float4*>(address);
-    x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
+    asm("ld.global.L1::no_allocate.L2::cache_hint.v4.f32 {%0, %1, %2, %3}, [%4], %5;"
+        : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
+        : "l"(address), "l"(keep_in_l2()));
   } else {
 #pragma unroll
     for (int k = 0; k < 4; ++k) x[k] = k < n ? address[k] : 0.0f;
