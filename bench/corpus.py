@@ -13,6 +13,7 @@ import hashlib
 import io
 import re
 import sysconfig
+import textwrap
 import tokenize
 import warnings
 from collections.abc import Iterable, Iterator
@@ -38,6 +39,9 @@ _ROLE = re.compile(r":[a-zA-Z:]+:`~?\.?([^`]*)`")
 _MARKUP = re.compile(r"`|\||(?<!\w)\*{1,2}(?=\w)|(?<=\w)\*{1,2}(?!\w)")
 _DIRECTIVE = re.compile(r"^\s*\.\.\s")
 _SPACES = re.compile(r"\s+")
+_DEEPER = " " * 80  # than any line of code
+# Lines of code in what does not parse as a whole: Python 2, or more prose below it.
+_STATEMENT = re.compile(r"\s*(?:def \w+\(.*\):|import \w+)$")
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def load_corpus(files: Iterable[Path] = ()) -> Corpus:
     """Read the given files, or the Python installation's own text where there are none.
 
     Raises:
-        ValueError: the text has fewer than two documents, or a file is not UTF-8.
+        ValueError: the text has fewer than two documents, or a file cannot be read or is not UTF-8.
     """
     files = list(files)
     if files:
@@ -71,7 +75,7 @@ def load_corpus(files: Iterable[Path] = ()) -> Corpus:
 def split_corpus(documents: Iterable[Document], source: str) -> Corpus:
     """Hold out a tenth of the documents: those whose text has the smallest SHA-256.
 
-    The choice depends on the texts alone, so that adding a document moves no other one across.
+    The choice depends on the texts alone, so that adding a document moves at most one across.
     """
     kept = list(without_repeats(documents))
     if len(kept) < 2:
@@ -104,6 +108,8 @@ def file_documents(file: Path) -> Iterator[Document]:
     """Documents of a text file in the format of Google's BERT: blank lines between documents."""
     try:
         text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"corpus: cannot read {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(
             f"corpus: {file} is not UTF-8 text ({error.reason} at byte {error.start});"
@@ -186,12 +192,15 @@ def prose(text: str) -> Iterator[str]:
     for lines in paragraphs(text):
         plain = _SPACES.sub(" ", _MARKUP.sub("", _ROLE.sub(r"\1", " ".join(lines)))).strip()
         plain = plain.replace("::", ":")
-        if is_prose(plain):
+        if is_prose(plain) and not is_code(lines):
             yield plain
 
 
 def paragraphs(text: str) -> Iterator[list[str]]:
-    """Groups of lines between blank lines and bullets, without literal blocks and sessions."""
+    """Groups of lines between blank lines and bullets, without literal blocks and sessions.
+
+    The lines keep their indentation, by which code is known.
+    """
     lines: list[str] = []
     literal_below = -1  # lines indented deeper than this column belong to a literal block
     for line in [*text.expandtabs().splitlines(), ""]:
@@ -202,28 +211,38 @@ def paragraphs(text: str) -> Iterator[list[str]]:
             literal_below = -1
         bullet = _BULLET.match(line)
         if lines and (bullet or not line.strip()):
-            if not any(previous.startswith((">>>", "... ")) for previous in lines):
+            if not any(previous.lstrip().startswith((">>>", "... ")) for previous in lines):
                 yield lines
             lines = []
         if not line.strip() or _HEADING.match(line) or _DIRECTIVE.match(line):
             continue
-        lines.append(line[bullet.end() :] if bullet else line.strip())
+        lines.append(line[bullet.end() :] if bullet else line)
         if line.rstrip().endswith("::"):
             literal_below = column
 
 
 def is_prose(text: str) -> bool:
-    """Tell English from code and tables, by counting and by trying to parse it as Python."""
+    """Tell English from tables and signs, by counting."""
     words = text.split()
     if len(words) < MIN_WORDS:
         return False
     letters = sum(character.isalpha() or character.isspace() for character in text)
-    if letters < MIN_LETTER_FRACTION * len(text):
-        return False
+    return letters >= MIN_LETTER_FRACTION * len(text)
+
+
+def is_code(lines: list[str]) -> bool:
+    """Tell whether the lines are Python, or its beginning, up to the header of a block."""
+    if any(map(_STATEMENT.match, lines)):
+        return True
+    code = textwrap.dedent("\n".join(lines))
+    return any(map(is_python, (code, f"{code}\n{_DEEPER}pass", " ".join(code.split()))))
+
+
+def is_python(text: str) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return True
-    return False
+        return False
+    return True

@@ -71,7 +71,10 @@ def parser() -> argparse.ArgumentParser:
         " our losses are within twice their spread",
     )
     model = options.add_argument_group("model and data (default: fits the device)")
-    model.add_argument("--size", choices=tuple(SIZES))
+    sizes = ", ".join(f"{name} {size.n_layers}x{size.hidden}" for name, size in SIZES.items())
+    model.add_argument(
+        "--model", dest="size", choices=tuple(SIZES), help=f"layers x hidden width: {sizes}"
+    )
     model.add_argument("--vocab-size", type=int)
     model.add_argument("--batch", type=int, help="sequences per step")
     model.add_argument("--seq-len", type=int, help="tokens per sequence")
@@ -95,7 +98,10 @@ def parser() -> argparse.ArgumentParser:
 
 def schedule_argument(text: str) -> tuple[str, float]:
     key, _, value = text.partition("=")
-    return key, float(value)
+    try:
+        return key, float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected KEY=NUMBER") from None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -124,6 +130,8 @@ def launch(options: argparse.Namespace) -> int:
     given: dict[str, Any] = {key: value for key, value in vars(options).items() if key in names}
     if given["schedule_args"] is not None:
         given["schedule_args"] = dict(given["schedule_args"])
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"pretrain_bert: --out {options.out} is a file, expected a folder")
     if options.compare is None:
         pretraining.pretrain(
             given,
@@ -134,7 +142,8 @@ def launch(options: argparse.Namespace) -> int:
             stop_after=options.stop_after,
         )
         return 0
-    if options.resume or options.checkpoint or options.stop_after:
+    pieces = (options.resume, options.checkpoint, options.stop_after)
+    if any(value is not None for value in pieces):
         raise ValueError(
             "pretrain_bert: --compare runs from the start to the end; leave out --resume,"
             " --checkpoint and --stop-after"

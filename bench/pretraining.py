@@ -44,6 +44,10 @@ def pretrain(
         resume: a checkpoint to continue; the settings that are given must be its own.
         stop_after: last step of this process, for runs in pieces.
     """
+    if stop_after is not None and stop_after < 1:
+        raise ValueError(f"pretrain_bert: --stop-after is {stop_after}, expected at least 1")
+    if checkpoint is not None and checkpoint.is_dir():
+        raise ValueError(f"pretrain_bert: --checkpoint {checkpoint} is a folder, expected a file")
     saved = read_checkpoint(resume) if resume else None
     settings = Settings(**saved["settings"]) if saved else complete(given)
     if saved and (changed := differences(given, settings)):
@@ -132,7 +136,7 @@ def versions(device: torch.device) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "bertadam_cuda": bertadam_cuda.__version__,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),  # its own class is refused when a checkpoint is read
             "transformers": transformers.__version__,
             "tokenizers": tokenizers.__version__,
         },

@@ -1,15 +1,19 @@
 """Settings of a pretraining run, and the defaults that fit the device.
 
-Knows no model and no optimizer; only what can be written on the command line.
+Knows no model and no optimizer; only what can be written on the command line. What is out of range
+is refused here, whichever optimizer is chosen, before the text is read.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+
+from bertadam_cuda.schedules import validate
 
 OPTIMIZERS = ("bertadam", "reference", "torch", "apex")
 CLIPS = ("per_tensor", "global", "none")
@@ -34,7 +38,7 @@ ON_CPU: Preset = {
     "seq_len": 128,
     "batch": 32,
     "steps": 1000,
-    "lr": 2e-3,
+    "lr": 5e-4,
     "dropout": 0.0,
     "dtype": "fp32",
 }
@@ -49,6 +53,15 @@ ON_SMALL_GPU: Preset = {
     "dtype": "bf16",
 }
 ON_GPU: Preset = {**ON_SMALL_GPU, "size": "base", "batch": 256, "lr": 2e-4}
+#: Smallest and largest value of a setting; numbers that are not finite are refused as well.
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("batch", "steps", "eval_every", "reduction_chunks"), (1, math.inf)),
+    **dict.fromkeys(("lr", "weight_decay"), (0, math.inf)),
+    "seq_len": (3, math.inf),  # [CLS], [SEP] and something to predict
+    "dropout": (0, 1),
+    "seed": (0, 2**63 - 1),
+    "max_grad_norm": (-math.inf, math.inf),  # off if <= 0
+}
 BASE_MODEL_BYTES = 20 * 2**30  # base at batch 256 and sequence 128
 
 
@@ -77,31 +90,50 @@ class Settings:
     reduction_chunks: int  # of the reference optimizer: orders the sums of its norms differently
 
     def __post_init__(self) -> None:
-        for name in ("seq_len", "batch", "steps", "eval_every", "reduction_chunks"):
-            smallest = 3 if name == "seq_len" else 1
-            if getattr(self, name) < smallest:
-                raise ValueError(
-                    f"pretrain_bert: {name} is {getattr(self, name)}, expected at least {smallest}"
-                )
+        for name, (smallest, largest) in RANGES.items():
+            value = getattr(self, name)
+            if not (math.isfinite(value) and smallest <= value <= largest):
+                upwards = "a finite number" if smallest == -math.inf else f"at least {smallest}"
+                expected = upwards if largest == math.inf else f"{smallest} to {largest}"
+                raise ValueError(f"pretrain_bert: {option(name)} is {value}, expected {expected}")
+        validate(self.schedule, self.warmup, self.steps, self.schedule_args, where="pretrain_bert")
+
+
+def option(setting: str) -> str:
+    """How a setting is written on the command line."""
+    return "--model" if setting == "size" else f"--{setting.replace('_', '-')}"
 
 
 def complete(given: Mapping[str, Any]) -> Settings:
     """Fill what is not given (missing or None) with the defaults of the device."""
     chosen = {name: value for name, value in given.items() if value is not None}
     device = chosen.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
-    settings = {**COMMON, **device_preset(torch.device(device)), **chosen, "device": device}
+    settings = {**COMMON, **device_preset(parsed_device(device)), **chosen, "device": device}
     settings.setdefault("eval_every", max(1, settings["steps"] // 20))
     return Settings(**settings)
+
+
+def parsed_device(name: str) -> torch.device:
+    """The device that a name means; only those that BertAdam can run on."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:  # torch's message lists two dozen kinds
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"pretrain_bert: --device is {name}, expected cpu, cuda or cuda:NUMBER")
+    return device
 
 
 def device_preset(device: torch.device) -> Preset:
     """Pick the model by what the device can train in a few minutes."""
     if device.type != "cuda":
         return ON_CPU
-    if not torch.cuda.is_available():
+    n_gpus = torch.cuda.device_count()
+    if (device.index or 0) >= n_gpus:
         raise RuntimeError(
-            f"pretrain_bert: device is {device}, but torch {torch.__version__} sees no GPU;"
-            " use --device cpu"
+            f"pretrain_bert: --device is {device}, but torch {torch.__version__} sees"
+            f" {n_gpus or 'no'} GPU{'s'[: n_gpus != 1]};"
+            f" use --device {'cuda:0' if n_gpus else 'cpu'}"
         )
     memory = torch.cuda.get_device_properties(device).total_memory
     preset = ON_GPU if memory >= BASE_MODEL_BYTES else ON_SMALL_GPU
@@ -113,7 +145,7 @@ def device_preset(device: torch.device) -> Preset:
 def differences(given: Mapping[str, Any], settings: Settings) -> list[str]:
     """Settings that are given and are not the run's: the reasons why it cannot be continued."""
     return [
-        f"{field.name} is {given[field.name]!r}, was {getattr(settings, field.name)!r}"
+        f"{option(field.name)} is {given[field.name]}, was {getattr(settings, field.name)}"
         for field in fields(settings)
         if given.get(field.name) is not None and given[field.name] != getattr(settings, field.name)
     ]

@@ -27,7 +27,7 @@ class Training:
     def __init__(self, settings: Settings, text: EncodedCorpus) -> None:
         if settings.seq_len > MAX_POSITIONS:
             raise ValueError(
-                f"pretrain_bert: seq_len is {settings.seq_len}, expected at most {MAX_POSITIONS}"
+                f"pretrain_bert: --seq-len is {settings.seq_len}, expected at most {MAX_POSITIONS}"
             )
         torch.manual_seed(settings.seed)
         self.settings = settings
@@ -122,7 +122,15 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     """Load a checkpoint to the CPU; executes nothing that is in the file."""
     if not file.is_file():
         raise ValueError(f"pretrain_bert: --resume {file}: there is no such file")
-    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # what is no checkpoint can make the reader fail in any way
+        raise ValueError(
+            f"pretrain_bert: --resume {file}: cannot be read as a checkpoint"
+            f" ({type(error).__name__}); it is damaged, or no checkpoint of this program"
+        ) from error
     found = checkpoint.get("format") if isinstance(checkpoint, dict) else None
     if found != CHECKPOINT_FORMAT:
         raise ValueError(
