@@ -34,12 +34,12 @@ class Circumstances:
     load: float
 
     @classmethod
-    def here(cls, device: torch.device) -> Circumstances:
+    def here(cls, device: torch.device, commit: str | None = None) -> Circumstances:
         on_gpu = device.type == "cuda"
         driver = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         return cls(
             date=datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
-            commit=_commit(),
+            commit=commit or _commit(),
             device=device.type,
             hardware=torch.cuda.get_device_name(device) if on_gpu else _processor(),
             driver=_output_of(driver).split("\n")[0] if on_gpu else "",

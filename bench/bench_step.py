@@ -152,6 +152,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
     parser.add_argument("--rounds", type=int, default=20, help="timed calls of each contender")
     parser.add_argument("--out", type=Path, help="folder for the CSV and the PNG")
+    parser.add_argument("--commit", help="for the CSV, where the sources are not a git checkout")
     return parser.parse_args(arguments)
 
 
@@ -164,7 +165,7 @@ def main(
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    circumstances = Circumstances.here(device)
+    circumstances = Circumstances.here(device, args.commit)
     rows: list[Row] = []
     for clip in CLIPS if args.clip == "all" else [args.clip]:
         rows += measure(candidates(clip, device.type), args.model, device, args.rounds)
