@@ -12,8 +12,8 @@ constexpr int kChunkLeaves = 8;
 constexpr int kChunkElements = kChunkLeaves * kLeafElements;
 constexpr int kThreads = 32 * kChunkLeaves;
 
-// Registers are capped so that this many blocks share an SM: loads in flight hide the latency of the others' tickets and
-// reductions. Two blocks with two vectors per thread in flight: 2816 / 2289 us, with four: 2763 / 2233 us.
+// Registers are capped so that this many blocks share an SM: loads in flight hide the latency of the others' tickets
+// and reductions. Two blocks with two vectors per thread in flight: 2816 / 2289 us, with four: 2763 / 2233 us.
 constexpr int kBlocksPerSm = 3;
 
 // Norm chunks listed ahead of the update that waits for them, per resident block: enough that a coefficient is there
