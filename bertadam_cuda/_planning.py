@@ -48,11 +48,12 @@ class Planning:
         for index, group in enumerate(self.param_groups):
             for position, param in enumerate(group["params"]):
                 if type(param) not in (Tensor, torch.nn.Parameter):
-                    label = group.get("param_names", {position: "it"})[position]
+                    label = f"param_groups[{index}]['params'][{position}]"
+                    if "param_names" in group:
+                        label = f"{group['param_names'][position]!r} ({label})"
                     raise TypeError(
-                        f"{where}: param_groups[{index}]['params'][{position}] ({label}) is a "
-                        f"{type(param).__name__}, a tensor subclass, expected a plain tensor or "
-                        "torch.nn.Parameter; of a DTensor pass to_local()"
+                        f"{where}: {label} is a {type(param).__name__}, a tensor subclass, expected "
+                        "a plain tensor or torch.nn.Parameter; of a DTensor pass to_local()"
                     )
         params = [param for group in self.param_groups for param in group["params"]]
         devices = list(dict.fromkeys(param.device for param in params))
@@ -64,8 +65,9 @@ class Planning:
         self._drop_plan()
         for device in devices:
             if device not in self._n_skipped:
-                where_to = "cpu" if device.type == "meta" else device
-                self._n_skipped[device] = torch.zeros((), dtype=torch.int64, device=where_to)
+                # Parameters on the meta device are refused by the plan, by name.
+                home = "cpu" if device.type == "meta" else device
+                self._n_skipped[device] = torch.zeros((), dtype=torch.int64, device=home)
         self._plans += [
             self._binary.StepPlan(
                 where, self.param_groups, self.state, device, self._n_skipped[device]

@@ -22,7 +22,8 @@ class Statistics:
 
         In param_groups order; NaN where there was no gradient, or where neither clipping nor
         on_nonfinite='skip' asked for a norm. None if no norm pass ran. On the parameters' device
-        (the first one's, if there are several); reading it does not synchronise.
+        (the first one's, if there are several); reading it does not synchronise. The next step
+        overwrites it: clone what has to stay.
         """
         return self._per_parameter([plan.grad_norms for plan in self._plans])
 
@@ -49,13 +50,8 @@ class Statistics:
     @property
     def skipped(self) -> Tensor:
         """Parameter updates left out for non-finite gradients since construction: 0-dim int64."""
-        counts = list(self._n_skipped.values())
-        device = counts[0].device if counts else torch.device("cpu")
-        return (
-            torch.stack([count.to(device) for count in counts]).sum()
-            if counts
-            else (torch.zeros((), dtype=torch.int64))
-        )
+        counts = list(self._n_skipped.values()) or [torch.zeros((), dtype=torch.int64)]
+        return torch.stack([count.to(counts[0].device) for count in counts]).sum()
 
     @property
     def trust_ratios(self) -> None:
