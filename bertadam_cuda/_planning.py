@@ -52,8 +52,9 @@ class Planning:
                     if "param_names" in group:
                         label = f"{group['param_names'][position]!r} ({label})"
                     raise TypeError(
-                        f"{where}: {label} is a {type(param).__name__}, a tensor subclass, expected "
-                        "a plain tensor or torch.nn.Parameter; of a DTensor pass to_local()"
+                        f"{where}: {label} is a {type(param).__name__}, a tensor subclass, "
+                        "expected a plain tensor or torch.nn.Parameter; of a DTensor pass "
+                        "to_local()"
                     )
         params = [param for group in self.param_groups for param in group["params"]]
         devices = list(dict.fromkeys(param.device for param in params))
