@@ -264,11 +264,12 @@ bool StepPlan::prepare(const py::function& init_state) {
     } else if (entry.grad != nullptr || entry.param.requires_grad()) {
       missing.push_back(i);
     }
+    execution->grads()[i] = nullptr;
     if (entry.grad == nullptr) continue;
     row.param = entry.param.mutable_data_ptr();
     will_write(entry.param);
     // An empty gradient has no address, and a null one would mean that there is none.
-    row.grad = entry.param.numel() > 0 ? entry.grad->const_data_ptr() : static_cast<const void*>(&row);
+    execution->grads()[i] = entry.param.numel() > 0 ? entry.grad->const_data_ptr() : static_cast<const void*>(&row);
   }
   // Only now, when all that exists has been found in order.
   for (const size_t i : missing) {
@@ -299,7 +300,7 @@ void StepPlan::check_overlaps() {
   };
   for (size_t i = 0; i < entries_.size(); ++i) {
     const TensorRow& row = execution->rows()[i];
-    if (row.grad == nullptr) continue;
+    if (entries_[i].grad == nullptr) continue;
     const auto bytes = static_cast<int64_t>(entries_[i].param.nbytes());
     add(row.param, bytes, i, "the memory");
     for (int k = 0; k < Adam::kNumStates; ++k) add(row.states[k], bytes, i, Adam::kStateNames[k]);

@@ -1,0 +1,270 @@
+// Norms: the canonical tree (core/norm_tree.h) over a draw's leaves and upwards, the coefficients that come of it.
+// Whoever brings the last of a node's children adds them up and carries the sum on; no float atomics, no order that
+// depends on timing.
+#pragma once
+
+#include "core/rules/clip.h"
+#include "cuda/memory.cuh"
+#include "cuda/ring.cuh"
+
+namespace bertadam::cuda {
+
+constexpr int kLeaves = kUpdateWarps;  // of a draw
+static_assert(kLeaves == 8 && kPartElements == kLeafElements, "the reductions below are for 8 leaves");
+
+template <class Element>
+__device__ __forceinline__ Element* shuffled(Element* pointer, int lane) {
+  return reinterpret_cast<Element*>(__shfl_sync(kFullWarp, reinterpret_cast<unsigned long long>(pointer), lane));
+}
+
+// The gradients of a draw, four elements of a leaf at a time; those past the leaf's end count as zero.
+struct WholeLeaves {  // in a slot, all of them full
+  const float* slot;
+
+  __device__ void load(float (&x)[4], int leaf, int first) const {
+    *reinterpret_cast<float4*>(x) = *reinterpret_cast<const float4*>(slot + leaf * kLeafElements + first);
+  }
+};
+struct PartialLeaves {  // in a slot
+  const float* slot;
+  const Part* parts;
+
+  __device__ void load(float (&x)[4], int leaf, int first) const {
+    WholeLeaves{slot}.load(x, leaf, first);
+    const int n = parts[leaf].n;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) x[k] = first + k < n ? x[k] : 0.0f;
+  }
+};
+struct DistantLeaves {  // in global memory: lane k has leaf k's address and length
+  const float* grad;
+  int n;
+
+  __device__ void load(float (&x)[4], int leaf, int first) const {
+    const float* const data = shuffled(grad, leaf);
+    const int end = __shfl_sync(kFullWarp, n, leaf);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) x[k] = first + k < end ? data[first + k] : 0.0f;
+  }
+};
+
+// One halving of the lanes' values between lanes `distance` apart: a lane keeps the first half of its values, or the
+// second if its lane has the bit, and adds those that its partner has of them.
+template <int kN>
+__device__ __forceinline__ void exchange_half(double (&x)[kN], int distance) {
+  const bool upper = (lane_id() & distance) != 0;
+#pragma unroll
+  for (int k = 0; k < kN / 2; ++k) {
+    const double kept = upper ? x[k + kN / 2] : x[k];
+    const double sent = upper ? x[k] : x[k + kN / 2];
+    x[k] = kept + __shfl_xor_sync(kFullWarp, sent, distance);
+  }
+}
+
+// The sums of a draw's leaves: lanes 4k .. 4k+3 return leaf k's. Lane l reads accumulators 4l .. 4l+3 of every leaf, so
+// adding lanes 16, 8, 4, 2 and 1 apart halves 128 accumulators to 4. The first three halvings divide the leaves among
+// the lanes, the last two the accumulators, so most of them move half of what is left.
+template <class Leaves>
+__device__ __forceinline__ double leaf_sums(const Leaves& leaves) {
+  double sums[4 * kLeaves];  // [leaf][accumulator]
+#pragma unroll
+  for (int k = 0; k < 4 * kLeaves; ++k) sums[k] = 0.0;
+#pragma unroll 1  // eight loads in flight; more would cost registers that there are not
+  for (int row = 0; row < kLeafRows; ++row) {
+#pragma unroll
+    for (int leaf = 0; leaf < kLeaves; ++leaf) {
+      float x[4];
+      leaves.load(x, leaf, row * kLeafAccumulators + 4 * lane_id());
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const double wide = x[k];
+        sums[4 * leaf + k] = fma(wide, wide, sums[4 * leaf + k]);  // the square is exact
+      }
+    }
+  }
+  double four[16], two[8], one[4];
+  exchange_half(sums, 16);
+#pragma unroll
+  for (int k = 0; k < 16; ++k) four[k] = sums[k];
+  exchange_half(four, 8);
+#pragma unroll
+  for (int k = 0; k < 8; ++k) two[k] = four[k];
+  exchange_half(two, 4);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) one[k] = two[k];
+  exchange_half(one, 2);  // accumulators 0 and 1 in the lower lane, 2 and 3 in the upper
+  double pair[2] = {one[0], one[1]};
+  exchange_half(pair, 1);  // one accumulator each
+  double x = pair[0];
+  x += __shfl_xor_sync(kFullWarp, x, 2);
+  return x + __shfl_xor_sync(kFullWarp, x, 1);
+}
+
+// The pairwise sum of up to kTreeFanIn nodes, in every lane; those past `n` count as zero.
+__device__ __forceinline__ double warp_pairwise_sum(const double* nodes, int n) {
+  constexpr int kPerLane = kTreeFanIn / 32;
+  const int first = lane_id() * kPerLane;
+  double x[kPerLane];
+#pragma unroll
+  for (int k = 0; k < kPerLane; ++k) x[k] = first + k < n ? __ldcg(nodes + first + k) : 0.0;
+#pragma unroll
+  for (int width = kPerLane / 2; width > 0; width /= 2) {
+#pragma unroll
+    for (int k = 0; k < width; ++k) x[k] = x[2 * k] + x[2 * k + 1];
+  }
+  double sum = x[0];
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) sum += __shfl_xor_sync(kFullWarp, sum, distance);
+  return sum;
+}
+
+// What is left of a draw's norms once its leaves are summed, by one whole warp.
+class NormTrees {
+ public:
+  __device__ explicit NormTrees(const Block& block) : block_(block), args_(block.args) {}
+
+  // `part`: lanes 0 .. 7 have the draw's, the others one that does not exist. `scratch`: the warp's own.
+  __device__ void add(const Part& part, double leaf_sum, double* scratch) {
+    if (lane_id() % 4 == 0) scratch[lane_id() / 4] = leaf_sum;
+    __syncwarp();
+    // The first part of a tensor or chunk stands for its run of parts.
+    const bool begins = part.exists && part.index % kLeaves == 0;
+    double sum = 0.0;
+    bool is_root = false;
+    uint32_t n_chunks = 1;
+    if (begins && part.has_grad) {
+      const PlanTensor& tensor = args_.tensors[part.tensor];
+      n_chunks = tensor.n_chunks;
+      const int64_t rest = (tensor.n_elements - static_cast<int64_t>(part.index) * kPartElements + kPartElements - 1) /
+                           kPartElements;
+      sum = run_sum(scratch + lane_id(), rest < kLeaves ? static_cast<int>(rest) : kLeaves);
+      is_root = n_chunks == 1;
+    }
+    // The lanes with chunks of larger tensors, one after the other.
+    for (unsigned pending = __ballot_sync(kFullWarp, n_chunks > 1); pending != 0; pending &= pending - 1) {
+      const int lane = __ffs(pending) - 1;
+      const uint32_t index = __shfl_sync(kFullWarp, part.tensor, lane);
+      const uint32_t chunk = __shfl_sync(kFullWarp, part.index, lane) / kLeaves;
+      const PlanTensor& tensor = args_.tensors[index];
+      double carried = __shfl_sync(kFullWarp, sum, lane);
+      const bool top = climbs_to_root({tensor.first_node, chunk, tensor.n_chunks}, carried);
+      if (lane_id() == lane) {
+        sum = carried;
+        is_root = top;
+      }
+    }
+    const bool absent = begins && !part.has_grad && part.index == 0;
+    finish(part.tensor, is_root, absent, sum);
+  }
+
+ private:
+  // Up to 8 leaves, pairwise by index.
+  __device__ static double run_sum(const double* leaves, int n) {
+    double x[kLeaves];
+#pragma unroll
+    for (int k = 0; k < kLeaves; ++k) x[k] = k < n ? leaves[k] : 0.0;
+    return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]));
+  }
+
+  // By the whole warp: carries a node's sum upwards for as long as all its siblings are there; true at the top.
+  __device__ bool climbs_to_root(TreePosition at, double& sum) {
+    const Workspace& workspace = args_.workspace;
+    for (; !at.is_root(); at = at.parent()) {
+      const Siblings siblings = at.siblings();
+      bool last = false;
+      if (lane_id() == 0) {
+        workspace.nodes[at.node()] = sum;
+        last = arrives_last(&workspace.arrivals[siblings.parent], static_cast<uint32_t>(siblings.n));
+      }
+      if (!__shfl_sync(kFullWarp, last, 0)) return false;
+      sum = warp_pairwise_sum(workspace.nodes + siblings.first, static_cast<int>(siblings.n));
+    }
+    return true;
+  }
+
+  // Lanes whose tensor's sum is complete, or that has no gradient, say so.
+  __device__ void finish(uint32_t index, bool complete, bool absent, double sum) {
+    if (complete || absent) {
+      const double norm = absent ? nan("") : sqrt(sum);
+      if (args_.tensors[index].needs_norm) args_.statistics.norms[index] = norm;
+      if (absent) args_.statistics.coefficients[index] = nanf("");
+      if (complete && !args_.wait_for_all) publish(index, coefficient(index, norm));
+    }
+    if (!args_.wait_for_all) return;
+    for (unsigned pending = __ballot_sync(kFullWarp, complete || absent); pending != 0; pending &= pending - 1) {
+      const int lane = __ffs(pending) - 1;
+      double total = __shfl_sync(kFullWarp, absent ? 0.0 : sum, lane);
+      const uint32_t tensor = __shfl_sync(kFullWarp, index, lane);
+      // The other lanes' norms are read by whoever comes last.
+      __syncwarp();
+      if (climbs_to_root({args_.total_tree, tensor, args_.n_tensors}, total)) finish_all(total);
+    }
+  }
+
+  __device__ void finish_all(double total) {
+    const bool null_step = args_.skip_if_all_zero && total == 0.0;
+    const double total_norm = sqrt(total);
+    if (lane_id() == 0) *args_.statistics.total_norm = total_norm;
+#pragma unroll 4
+    for (uint32_t i = lane_id(); i < args_.n_tensors; i += 32) {
+      if (block_.grads[i] == nullptr) continue;
+      const double norm = args_.clip_by_total_norm ? total_norm : __ldcg(args_.statistics.norms + i);
+      publish(i, null_step ? kNullStep : coefficient(i, norm));
+    }
+  }
+
+  // `norm`: of the tensor, or of all of them where they are clipped together.
+  __device__ float coefficient(uint32_t index, double norm) {
+    const PlanTensor& tensor = args_.tensors[index];
+    return clip_coefficient(norm, block_.groups[tensor.group].max_grad_norm,
+                            args_.skip_nonfinite && tensor.needs_norm);
+  }
+
+  __device__ void publish(uint32_t index, float coefficient) {
+    args_.statistics.coefficients[index] = coefficient < 0.0f ? 0.0f : coefficient;
+    store_relaxed(&args_.workspace.coefficients[index], tag(block_.epoch, float_bits(coefficient)));
+  }
+
+  const Block& block_;
+  const StepArgs& args_;
+};
+
+// The role of a norm warp: every kNormWarps-th slot of the ring.
+class NormWarp {
+ public:
+  __device__ NormWarp(const Block& block, int which) : block_(block), cursor_{static_cast<uint32_t>(which)} {}
+
+  __device__ void run(double* scratch) {
+    const RingMemory& ring = block_.ring;
+    NormTrees trees(block_);
+    for (;; cursor_.advance(kNormWarps, block_.n_slots)) {
+      const uint32_t slot = cursor_.slot;
+      ring.full[slot].wait(cursor_.parity);
+      const Draw& draw = ring.draws[slot];
+      if (draw.kinds == 0) return;
+      const bool takes_norm = (draw.kinds & kNorm) != 0;
+      Part part{};
+      double sum = 0.0;
+      if (takes_norm) {
+        if (lane_id() < kLeaves) part = draw.parts[lane_id()];
+        sum = sums_of(slot, draw);
+      }
+      __syncwarp();
+      if (lane_id() == 0) ring.empty[slot].arrive();
+      if (takes_norm) trees.add(part, sum, scratch);
+    }
+  }
+
+ private:
+  __device__ double sums_of(uint32_t slot, const Draw& draw) {
+    const float* const grads = block_.ring.part_grads(slot, 0);
+    const int n = lane_id() < kLeaves ? draw.parts[lane_id()].n : kLeafElements;
+    return __all_sync(kFullWarp, n == kLeafElements) ? leaf_sums(WholeLeaves{grads})
+                                                     : leaf_sums(PartialLeaves{grads, draw.parts});
+  }
+
+  const Block& block_;
+  Cursor cursor_;
+};
+
+}  // namespace bertadam::cuda

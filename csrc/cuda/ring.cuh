@@ -1,0 +1,78 @@
+// The ring of a block: slots in shared memory that draws pass through, each with its gradients and what its workers
+// need to know. The producer fills slots, one norm warp and all update warps read each and release it; every one of
+// them releases every slot, also one that it has nothing to do for.
+#pragma once
+
+#include <cstdint>
+
+#include "core/step_args.h"
+#include "cuda/barrier.cuh"
+#include "cuda/tuning.h"
+
+namespace bertadam::cuda {
+
+// One item of a draw, for the norm warp and the update warp that have it.
+struct alignas(16) Part {
+  float* param;  // its first element, and the states'
+  float* states[kMaxStates];
+  uint32_t tensor;
+  uint32_t index;       // part of the tensor
+  int32_t n;            // elements; 0 for an empty tensor
+  uint32_t group;
+  TensorScalars scalars;  // without the clip coefficient
+  bool exists;            // else the item fills up a draw
+  bool has_grad;          // else the tensor takes no part in this step
+  bool waits;             // for a coefficient
+  bool aligned;           // parameter and states
+};
+
+// What a slot holds beside gradients.
+struct Draw {
+  Part parts[kUpdateWarps];
+  uint32_t kinds;  // 0: the end
+};
+
+struct RingMemory {
+  float* grads;  // [slot][part][element]
+  Draw* draws;   // [slot]
+  Barrier* full;
+  Barrier* empty;
+
+  static constexpr size_t kSlotBytes = sizeof(float) * kChunkElements + sizeof(Draw) + 2 * sizeof(Barrier);
+
+  __device__ RingMemory(unsigned char* memory, uint32_t n_slots)
+      : grads(reinterpret_cast<float*>(memory)),
+        draws(reinterpret_cast<Draw*>(grads + size_t{n_slots} * kChunkElements)),
+        full(reinterpret_cast<Barrier*>(draws + n_slots)),
+        empty(full + n_slots) {}
+
+  __device__ float* part_grads(uint32_t slot, int part) const {
+    return grads + (slot * kUpdateWarps + part) * kPartElements;
+  }
+};
+
+// A place in the ring that moves on in steps, and the parity of the barriers' phase there.
+struct Cursor {
+  uint32_t slot;
+  uint32_t parity = 0;
+
+  __device__ void advance(uint32_t steps, uint32_t n_slots) {
+    slot += steps;
+    if (slot >= n_slots) {
+      slot -= n_slots;
+      parity ^= 1u;
+    }
+  }
+};
+
+// What every role of a block works with. `grads` and `groups` may lie in the kernel's arguments.
+struct Block {
+  const StepArgs& args;
+  const GroupScalars* groups;
+  const void* const* grads;
+  RingMemory ring;
+  uint32_t n_slots;
+  uint32_t epoch;
+};
+
+}  // namespace bertadam::cuda
