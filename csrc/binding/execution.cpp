@@ -88,8 +88,11 @@ void Execution::prepare() {
                              "(python -m bertadam_cuda tells more)");
   }
 #endif
-  const GroupScalars* const all = groups();
-  const bool null_step = std::all_of(all, all + n_groups_, [](const GroupScalars& group) { return group.lr == 0.0; });
+  bool null_step = true;
+  for (size_t i = 0; i < n_groups_; ++i) {
+    groups_[i].needs_norm = settings_.group_needs_norm[i];
+    null_step = null_step && groups_[i].lr == 0.0;
+  }
   if (!list_fits_ || null_step != null_step_) make_list(null_step);
 }
 
@@ -103,6 +106,7 @@ void Execution::make_list(bool null_step) {
               " work items, at most 2^31 are supported");
   items_ = upload(plan_.items.data(), plan_.items.size() * sizeof(WorkItem));
   tensors_ = upload(plan_.tensors.data(), plan_.tensors.size() * sizeof(PlanTensor));
+  large_ = upload(plan_.large.data(), plan_.large.size() * sizeof(uint32_t));
   norms_ = at::full_like(norms_, kNaN);  // not in place: the user may hold the last step's
   scratch_.clear();
   null_step_ = null_step;
@@ -116,7 +120,7 @@ PlanOptions Execution::plan_options(bool wait_for_all) const {
     const int error = cuda::ring_shape(device_.index(), &shape);
     TORCH_CHECK(error == 0, where_, ": CUDA error while planning: ", cuda::error_string(error));
     const int64_t kept_slots = std::max<int64_t>(1, int64_t{shape.n_slots} - cuda::kSlotsInPassage);
-    return {cuda::kPartElements, cuda::kUpdateWarps, wait_for_all, PlanOrder::kRetaining,
+    return {cuda::kPartElements, cuda::kItemsPerDraw, wait_for_all, PlanOrder::kRetaining,
             retains_ ? shape.blocks * kept_slots : 0};
   }
 #endif
@@ -137,9 +141,10 @@ at::Tensor Execution::upload(const void* data, size_t bytes) const {
 Execution::Scratch Execution::make_scratch() const {
   const size_t n_nodes = static_cast<size_t>(plan_.n_nodes);
   const size_t nodes = padded(sizeof(Counters));
-  const size_t arrivals = nodes + padded(n_nodes * sizeof(double));
+  const size_t node_bytes = sizeof(double) * (device_.is_cuda() ? 2 : 1);
+  const size_t arrivals = nodes + padded(n_nodes * node_bytes);
   const size_t coefficients = arrivals + padded(n_nodes * sizeof(uint32_t));
-  const size_t postponed = coefficients + padded(n_elements_.size() * sizeof(uint64_t));
+  const size_t postponed = coefficients + padded(std::max(n_elements_.size(), n_groups_) * sizeof(uint64_t));
   const size_t end = postponed + padded(n_draws() * sizeof(uint64_t));
   Scratch scratch;
   scratch.memory = at::zeros({static_cast<int64_t>(end)}, at::TensorOptions().dtype(at::kByte).device(device_));
@@ -164,6 +169,8 @@ StepArgs Execution::step_args(const Workspace& workspace) const {
   StepArgs args{};
   args.items = static_cast<const WorkItem*>(items_.const_data_ptr());
   args.tensors = static_cast<const PlanTensor*>(tensors_.const_data_ptr());
+  args.large = static_cast<const uint32_t*>(large_.const_data_ptr());
+  args.n_large = static_cast<uint32_t>(plan_.large.size());
   args.n_draws = static_cast<uint32_t>(n_draws());
   args.n_tensors = static_cast<uint32_t>(n_elements_.size());
   args.n_groups = static_cast<uint32_t>(n_groups_);
@@ -214,13 +221,13 @@ void Execution::run_on_cuda() {
   if (!scratch.launcher) {
     scratch.launcher = std::make_unique<cuda::Launcher>(device_.index());
     // Freed memory is handed out again once this stream has passed, too.
-    for (const at::Tensor& tensor : {scratch.memory, items_, tensors_, norms_, total_norm_, clip_coefficients_}) {
+    for (const at::Tensor& tensor :
+         {scratch.memory, items_, tensors_, large_, norms_, total_norm_, clip_coefficients_}) {
       tensor.record_stream(stream);
     }
   }
-  const int error =
-      scratch.launcher->launch_adam_float32(step_args(scratch.workspace), {groups_, rows_, grads_},
-                                            stream.native_handle(), workers);
+  const int error = scratch.launcher->launch_adam_float32(step_args(scratch.workspace), {groups_, rows_, grads_},
+                                                          stream.native_handle(), workers);
   TORCH_CHECK(error == 0, where_, ": the step could not be launched on ", device_, ": ", cuda::error_string(error));
 #endif
 }

@@ -90,7 +90,7 @@ class Execution {
   bool list_fits_ = false;
   bool retains_ = true;
   Plan plan_;
-  at::Tensor items_, tensors_;        // the plan on the device
+  at::Tensor items_, tensors_, large_;  // the plan on the device
   std::vector<GroupScalars> groups_;
   std::vector<TensorRow> rows_;
   std::vector<const void*> grads_;    // null: none

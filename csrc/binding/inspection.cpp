@@ -81,8 +81,8 @@ at::Tensor decode(const at::Tensor& bits) {
 }  // namespace
 
 void bind_inspection(py::module& m) {
-  m.def("plan", &plan, py::arg("n_elements"), py::arg("needs_norm"), py::arg("part_elements"), py::arg("items_per_draw"),
-        py::arg("wait_for_all"), py::arg("in_turn"), py::arg("retained_draws"));
+  m.def("plan", &plan, py::arg("n_elements"), py::arg("needs_norm"), py::arg("part_elements"),
+        py::arg("items_per_draw"), py::arg("wait_for_all"), py::arg("in_turn"), py::arg("retained_draws"));
   m.def("sum_of_squares", &sum_of_squares, py::arg("grad"), py::arg("chunk_elements"));
   m.def(
       "clip_coefficient",

@@ -50,6 +50,7 @@ struct Plan {
   bool waits_for_all = false;
   int64_t items_per_draw = 1;
   std::vector<PlanTensor> tensors;
+  std::vector<uint32_t> large;  // tensors of several chunks
   std::vector<WorkItem> items;  // items_per_draw of each draw
   int64_t n_nodes = 0;          // of all tensors, and of the tree over the tensors' sums behind them
 };
@@ -172,6 +173,7 @@ inline Plan make_plan(const std::vector<int64_t>& n_elements, const std::vector<
     const int64_t n_chunks = std::max<int64_t>(1, (n_elements[i] + chunk_elements - 1) / chunk_elements);
     plan.tensors.push_back({n_elements[i], plan.n_nodes, static_cast<uint32_t>(n_chunks), group[i], needs_norm[i]});
     plan.n_nodes += tree_nodes(n_chunks);
+    if (n_chunks > 1) plan.large.push_back(static_cast<uint32_t>(i));
   }
   plan.n_nodes += tree_nodes(static_cast<int64_t>(n_elements.size()));
   const PlanInput input{n_elements, needs_norm, options};

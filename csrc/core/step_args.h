@@ -31,9 +31,9 @@ struct Counters {
 };
 struct Workspace {
   Counters* counters;
-  double* nodes;           // the norm trees, see Plan::n_nodes
+  double* nodes;           // the norm trees, see Plan::n_nodes; on a GPU two words each, {epoch, half of the double}
   uint32_t* arrivals;      // [node] children whose sums are there; start at zero and are left so
-  uint64_t* coefficients;  // [tensor] epoch << 32 | float bits
+  uint64_t* coefficients;  // [tensor], or [group] where they are clipped together: epoch << 32 | float bits
   uint64_t* postponed;     // [draw] epoch << 32 | draw: updates that a GPU's worker put off to go on with norms
 };
 
@@ -48,10 +48,11 @@ struct Statistics {
 struct StepArgs {
   const WorkItem* items;
   const PlanTensor* tensors;
+  const uint32_t* large;  // the plan's
   const GroupScalars* groups;
   const TensorRow* rows;
   const void* const* grads;  // null: the tensor takes no part in this step
-  uint32_t n_draws, n_tensors, n_groups;
+  uint32_t n_draws, n_tensors, n_groups, n_large;
   int64_t total_tree;  // first node of the tree over the tensors' sums
   uint32_t n_workers;
   bool wait_for_all;        // the plan's
@@ -63,6 +64,10 @@ struct StepArgs {
 
   // Whether an update has to wait for a coefficient.
   BERTADAM_HD bool waits(const PlanTensor& tensor) const { return tensor.needs_norm || wait_for_all; }
+  // Which of the workspace's coefficients is a tensor's. One norm and one limit make one for a whole group.
+  BERTADAM_HD uint32_t coefficient_of(uint32_t tensor, uint32_t group) const {
+    return clip_by_total_norm ? group : tensor;
+  }
 };
 
 // A payload and the epoch it belongs to in one word, so that whoever sees the one sees the other.

@@ -45,14 +45,15 @@ struct Step {
   const Workspace& workspace;
   const uint32_t epoch;
 
-  void publish(uint32_t tensor, float coefficient) const {
-    args.statistics.coefficients[tensor] = coefficient < 0.0f ? 0.0f : coefficient;
-    __atomic_store_n(&workspace.coefficients[tensor], tag(epoch, float_bits(coefficient)), __ATOMIC_RELEASE);
+  void publish(uint32_t index, float coefficient) const {
+    __atomic_store_n(&workspace.coefficients[index], tag(epoch, float_bits(coefficient)), __ATOMIC_RELEASE);
   }
 
   float wait_for_coefficient(uint32_t tensor) const {
+    if (!args.waits(args.tensors[tensor])) return 1.0f;
+    const uint32_t index = args.coefficient_of(tensor, args.tensors[tensor].group);
     for (;;) {
-      const uint64_t word = __atomic_load_n(&workspace.coefficients[tensor], __ATOMIC_ACQUIRE);
+      const uint64_t word = __atomic_load_n(&workspace.coefficients[index], __ATOMIC_ACQUIRE);
       if (has_epoch(word, epoch)) return float_from_bits(payload(word));
       sched_yield();
     }
@@ -69,19 +70,21 @@ struct Step {
     return true;
   }
 
-  // `norm`: of the tensor, or of all of them where they are clipped together.
-  float coefficient(const PlanTensor& tensor, double norm) const {
-    return clip_coefficient(norm, args.groups[tensor.group].max_grad_norm, args.skip_nonfinite && tensor.needs_norm);
+  float coefficient(uint32_t group, double norm) const {
+    return clip_coefficient(norm, args.groups[group].max_grad_norm,
+                            args.skip_nonfinite && args.groups[group].needs_norm);
   }
 
   void finish_all_norms(double total) const {
     const bool null_step = args.skip_if_all_zero && total == 0.0;
     const double total_norm = sqrt(total);
     *args.statistics.total_norm = total_norm;
+    if (args.clip_by_total_norm) {
+      for (uint32_t i = 0; i < args.n_groups; ++i) publish(i, null_step ? kNullStep : coefficient(i, total_norm));
+      return;
+    }
     for (uint32_t i = 0; i < args.n_tensors; ++i) {
-      if (args.grads[i] == nullptr) continue;
-      const double norm = args.clip_by_total_norm ? total_norm : args.statistics.norms[i];
-      publish(i, null_step ? kNullStep : coefficient(args.tensors[i], norm));
+      publish(i, null_step ? kNullStep : coefficient(args.tensors[i].group, args.statistics.norms[i]));
     }
   }
 
@@ -93,7 +96,7 @@ struct Step {
     if (args.wait_for_all) {
       if (climbs_to_root({args.total_tree, index, args.n_tensors}, sum)) finish_all_norms(sum);
     } else if (has_grad) {
-      publish(index, coefficient(tensor, norm));
+      publish(index, coefficient(tensor.group, norm));
     }
   }
 
@@ -121,7 +124,7 @@ struct Step {
     const PlanTensor& tensor = args.tensors[item.tensor];
     const void* const grad = args.grads[item.tensor];
     if (grad == nullptr) return;
-    const float coefficient = args.waits(tensor) ? wait_for_coefficient(item.tensor) : 1.0f;
+    const float coefficient = wait_for_coefficient(item.tensor);
     if (coefficient < 0.0f) return;
     const TensorRow& row = args.rows[item.tensor];
     const GroupScalars group = args.groups[tensor.group];
@@ -152,7 +155,8 @@ struct Step {
   void finish() const {
     for (uint32_t i = 0; i < args.n_tensors; ++i) {
       if (args.grads[i] == nullptr) continue;
-      const float coefficient = args.waits(args.tensors[i]) ? wait_for_coefficient(i) : 1.0f;
+      const float coefficient = wait_for_coefficient(i);
+      if (args.waits(args.tensors[i])) args.statistics.coefficients[i] = coefficient < 0.0f ? 0.0f : coefficient;
       if (!(coefficient < 0.0f)) *args.rows[i].step += 1.0f;
       if (coefficient == kSkipped) *args.statistics.n_skipped += 1;
     }

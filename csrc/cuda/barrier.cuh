@@ -31,24 +31,18 @@ class Barrier {
     return done != 0;
   }
 
-  // The same after some microseconds at most.
-  __device__ bool wait_briefly(uint32_t parity) {
-#if __CUDA_ARCH__ >= 900
-    constexpr uint32_t kNanoseconds = 2000;
-    uint32_t done;
-    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2, %3; selp.u32 %0, 1, 0, p; }"
-                 : "=r"(done)
-                 : "r"(shared_address(&word_)), "r"(parity), "r"(kNanoseconds)
-                 : "memory");
-    return done != 0;
-#else
-    return is_over(parity);
-#endif
-  }
-
   __device__ void wait(uint32_t parity) {
-    while (!wait_briefly(parity)) {
+#if __CUDA_ARCH__ >= 900
+    // Suspends the warp for as long as the hardware sees fit.
+    asm volatile(
+        "{ .reg .pred p; again_%=: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @!p bra again_%=; }" ::"r"(
+            shared_address(&word_)),
+        "r"(parity)
+        : "memory");
+#else
+    while (!is_over(parity)) {
     }
+#endif
   }
 
 #if __CUDA_ARCH__ >= 900
@@ -57,8 +51,8 @@ class Barrier {
     const uint32_t barrier = shared_address(&word_);
     asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
     asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
-            shared_address(target)),
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
+            "r"(shared_address(target)),
         "l"(source), "r"(bytes), "r"(barrier), "l"(policy)
         : "memory");
   }

@@ -175,8 +175,8 @@ int Launcher::launch_adam_float32(StepArgs args, const StepTables& tables, void*
     ++n_copies_;
   }
 
-  args.n_workers = blocks > 0 ? static_cast<uint32_t>(blocks)
-                              : std::min(static_cast<uint32_t>(shape_.blocks), args.n_draws);
+  args.n_workers =
+      blocks > 0 ? static_cast<uint32_t>(blocks) : std::min(static_cast<uint32_t>(shape_.blocks), args.n_draws);
   kernel_args.step = args;
   kernel_args.n_slots = shape_.n_slots;
   void* parameters[] = {&kernel_args};

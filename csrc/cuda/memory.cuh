@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "core/step_args.h"
+
 namespace bertadam::cuda {
 
 constexpr unsigned kFullWarp = 0xffffffffu;
@@ -26,19 +28,47 @@ __device__ __forceinline__ void store_relaxed(uint64_t* address, uint64_t word) 
   asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(address), "l"(word) : "memory");
 }
 
+// Counts arrivals and orders nothing: what is handed over carries its epoch.
+__device__ __forceinline__ uint32_t add_one_relaxed(uint32_t* counter) {
+  uint32_t before;
+  asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  return before;
+}
+
 // Releases this thread's writes and acquires those of everyone who arrived before.
-__device__ __forceinline__ uint32_t add_one(uint32_t* counter) {
+__device__ __forceinline__ uint32_t add_one_ordered(uint32_t* counter) {
   uint32_t before;
   asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
   return before;
 }
 
-// True for whoever brings the `n`-th arrival; leaves the counter at zero.
-__device__ __forceinline__ bool arrives_last(uint32_t* arrivals, uint32_t n) {
-  if (n == 1) return true;
-  if (add_one(arrivals) + 1 < n) return false;
-  *arrivals = 0;
-  return true;
+// A double in two words with the epoch in each. An ordered arrival instead would wait for the block's other stores and
+// empty its L1.
+struct TaggedDouble {
+  uint64_t words[2];
+
+  __device__ static TaggedDouble of(double x, uint32_t epoch) {
+    const auto bits = static_cast<uint64_t>(__double_as_longlong(x));
+    return {{tag(epoch, static_cast<uint32_t>(bits)), tag(epoch, static_cast<uint32_t>(bits >> 32))}};
+  }
+  __device__ bool is_of(uint32_t epoch) const { return has_epoch(words[0], epoch) && has_epoch(words[1], epoch); }
+  __device__ double value() const {
+    return __longlong_as_double(static_cast<long long>(uint64_t{payload(words[1])} << 32 | payload(words[0])));
+  }
+};
+
+__device__ __forceinline__ TaggedDouble load_relaxed(const TaggedDouble* address) {
+  TaggedDouble x;
+  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
+               : "=l"(x.words[0]), "=l"(x.words[1])
+               : "l"(address)
+               : "memory");
+  return x;
+}
+
+__device__ __forceinline__ void store_relaxed(TaggedDouble* address, const TaggedDouble& x) {
+  asm volatile("st.relaxed.gpu.global.v2.u64 [%0], {%1, %2};" ::"l"(address), "l"(x.words[0]), "l"(x.words[1])
+               : "memory");
 }
 
 // How long L2 should keep a line that is read: as long as it can. At equal traffic this was worth 2.5 % of a step on an

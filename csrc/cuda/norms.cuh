@@ -9,7 +9,7 @@
 
 namespace bertadam::cuda {
 
-constexpr int kLeaves = kUpdateWarps;  // of a draw
+constexpr int kLeaves = kItemsPerDraw;
 static_assert(kLeaves == 8 && kPartElements == kLeafElements, "the reductions below are for 8 leaves");
 
 template <class Element>
@@ -100,22 +100,40 @@ __device__ __forceinline__ double leaf_sums(const Leaves& leaves) {
   return x + __shfl_xor_sync(kFullWarp, x, 1);
 }
 
-// The pairwise sum of up to kTreeFanIn nodes, in every lane; those past `n` count as zero.
-__device__ __forceinline__ double warp_pairwise_sum(const double* nodes, int n) {
-  constexpr int kPerLane = kTreeFanIn / 32;
-  const int first = lane_id() * kPerLane;
-  double x[kPerLane];
+// The pairwise sum of up to kTreeFanIn nodes, in every lane; those past `n` count as zero. All of them have been
+// written; what is not here yet is waited for.
+__device__ __forceinline__ double warp_pairwise_sum(const TaggedDouble* nodes, int n, uint32_t epoch) {
+  constexpr int kRound = kTreeFanIn / 2;
+  constexpr int kPerLane = kRound / 32;
+  double sums[2];
 #pragma unroll
-  for (int k = 0; k < kPerLane; ++k) x[k] = first + k < n ? __ldcg(nodes + first + k) : 0.0;
+  for (int round = 0; round < 2; ++round) {
+    const int first = round * kRound + lane_id() * kPerLane;
+    TaggedDouble tagged[kPerLane];
+    bool complete;
+    do {
+      complete = true;
 #pragma unroll
-  for (int width = kPerLane / 2; width > 0; width /= 2) {
+      for (int k = 0; k < kPerLane; ++k) {
+        tagged[k] = first + k < n ? load_relaxed(nodes + first + k) : TaggedDouble::of(0.0, epoch);
+      }
 #pragma unroll
-    for (int k = 0; k < width; ++k) x[k] = x[2 * k] + x[2 * k + 1];
+      for (int k = 0; k < kPerLane; ++k) complete = complete && tagged[k].is_of(epoch);
+    } while (!complete);
+    double x[kPerLane];
+#pragma unroll
+    for (int k = 0; k < kPerLane; ++k) x[k] = tagged[k].value();
+#pragma unroll
+    for (int width = kPerLane / 2; width > 0; width /= 2) {
+#pragma unroll
+      for (int k = 0; k < width; ++k) x[k] = x[2 * k] + x[2 * k + 1];
+    }
+    __syncwarp();
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) x[0] += __shfl_xor_sync(kFullWarp, x[0], distance);
+    sums[round] = x[0];
   }
-  double sum = x[0];
-#pragma unroll
-  for (int distance = 1; distance < 32; distance *= 2) sum += __shfl_xor_sync(kFullWarp, sum, distance);
-  return sum;
+  return sums[0] + sums[1];
 }
 
 // What is left of a draw's norms once its leaves are summed, by one whole warp.
@@ -124,7 +142,7 @@ class NormTrees {
   __device__ explicit NormTrees(const Block& block) : block_(block), args_(block.args) {}
 
   // `part`: lanes 0 .. 7 have the draw's, the others one that does not exist. `scratch`: the warp's own.
-  __device__ void add(const Part& part, double leaf_sum, double* scratch) {
+  __device__ __forceinline__ void add(const Part& part, double leaf_sum, double* scratch) {
     if (lane_id() % 4 == 0) scratch[lane_id() / 4] = leaf_sum;
     __syncwarp();
     // The first part of a tensor or chunk stands for its run of parts.
@@ -135,8 +153,8 @@ class NormTrees {
     if (begins && part.has_grad) {
       const PlanTensor& tensor = args_.tensors[part.tensor];
       n_chunks = tensor.n_chunks;
-      const int64_t rest = (tensor.n_elements - static_cast<int64_t>(part.index) * kPartElements + kPartElements - 1) /
-                           kPartElements;
+      const int64_t rest =
+          (tensor.n_elements - static_cast<int64_t>(part.index) * kPartElements + kPartElements - 1) / kPartElements;
       sum = run_sum(scratch + lane_id(), rest < kLeaves ? static_cast<int>(rest) : kLeaves);
       is_root = n_chunks == 1;
     }
@@ -154,7 +172,7 @@ class NormTrees {
       }
     }
     const bool absent = begins && !part.has_grad && part.index == 0;
-    finish(part.tensor, is_root, absent, sum);
+    finish(part, is_root, absent, sum);
   }
 
  private:
@@ -166,62 +184,86 @@ class NormTrees {
     return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]));
   }
 
+  // By one thread: leaves a node's sum; true for whoever brings the last of its siblings'.
+  __device__ bool leave(const TreePosition& at, double sum) {
+    store_relaxed(nodes() + at.node(), TaggedDouble::of(sum, block_.epoch));
+    const Siblings siblings = at.siblings();
+    uint32_t* const arrivals = &args_.workspace.arrivals[siblings.parent];
+    if (add_one_relaxed(arrivals) + 1 < siblings.n) return false;
+    *arrivals = 0;
+    return true;
+  }
+
+  // By the whole warp: the sum of a node's siblings, when all are there.
+  __device__ double sum_siblings(const TreePosition& at) {
+    const Siblings siblings = at.siblings();
+    return warp_pairwise_sum(nodes() + siblings.first, static_cast<int>(siblings.n), block_.epoch);
+  }
+
   // By the whole warp: carries a node's sum upwards for as long as all its siblings are there; true at the top.
-  __device__ bool climbs_to_root(TreePosition at, double& sum) {
-    const Workspace& workspace = args_.workspace;
+  __device__ __forceinline__ bool climbs_to_root(TreePosition at, double& sum) {
     for (; !at.is_root(); at = at.parent()) {
-      const Siblings siblings = at.siblings();
-      bool last = false;
-      if (lane_id() == 0) {
-        workspace.nodes[at.node()] = sum;
-        last = arrives_last(&workspace.arrivals[siblings.parent], static_cast<uint32_t>(siblings.n));
-      }
+      const bool last = lane_id() == 0 && leave(at, sum);
       if (!__shfl_sync(kFullWarp, last, 0)) return false;
-      sum = warp_pairwise_sum(workspace.nodes + siblings.first, static_cast<int>(siblings.n));
+      sum = sum_siblings(at);
     }
     return true;
   }
 
+  __device__ TaggedDouble* nodes() const { return reinterpret_cast<TaggedDouble*>(args_.workspace.nodes); }
+
   // Lanes whose tensor's sum is complete, or that has no gradient, say so.
-  __device__ void finish(uint32_t index, bool complete, bool absent, double sum) {
+  __device__ __forceinline__ void finish(const Part& part, bool complete, bool absent, double sum) {
+    const uint32_t index = part.tensor;
     if (complete || absent) {
       const double norm = absent ? nan("") : sqrt(sum);
       if (args_.tensors[index].needs_norm) args_.statistics.norms[index] = norm;
       if (absent) args_.statistics.coefficients[index] = nanf("");
-      if (complete && !args_.wait_for_all) publish(index, coefficient(index, norm));
+      if (complete && !args_.wait_for_all) publish(part.coefficient, coefficient(part.group, norm));
     }
     if (!args_.wait_for_all) return;
-    for (unsigned pending = __ballot_sync(kFullWarp, complete || absent); pending != 0; pending &= pending - 1) {
+    // Where every tensor is clipped by its own norm, whoever comes last reads the others' norms.
+    if (!args_.clip_by_total_norm) __threadfence();
+    // All lanes arrive at once; rarely one of them is the last of its siblings.
+    const TreePosition at{args_.total_tree, index, args_.n_tensors};
+    if (absent) sum = 0.0;
+    const bool last = (complete || absent) && (at.is_root() || leave(at, sum));
+    for (unsigned pending = __ballot_sync(kFullWarp, last); pending != 0; pending &= pending - 1) {
       const int lane = __ffs(pending) - 1;
-      double total = __shfl_sync(kFullWarp, absent ? 0.0 : sum, lane);
-      const uint32_t tensor = __shfl_sync(kFullWarp, index, lane);
-      // The other lanes' norms are read by whoever comes last.
-      __syncwarp();
-      if (climbs_to_root({args_.total_tree, tensor, args_.n_tensors}, total)) finish_all(total);
+      double total = __shfl_sync(kFullWarp, sum, lane);
+      TreePosition node{args_.total_tree, __shfl_sync(kFullWarp, index, lane), args_.n_tensors};
+      if (!node.is_root()) {
+        total = sum_siblings(node);
+        node = node.parent();
+      }
+      if (climbs_to_root(node, total)) finish_all(total);
     }
   }
 
-  __device__ void finish_all(double total) {
+  __device__ __forceinline__ void finish_all(double total) {
     const bool null_step = args_.skip_if_all_zero && total == 0.0;
     const double total_norm = sqrt(total);
     if (lane_id() == 0) *args_.statistics.total_norm = total_norm;
-#pragma unroll 4
+    if (args_.clip_by_total_norm) {
+      for (uint32_t i = lane_id(); i < args_.n_groups; i += 32) {
+        publish(i, null_step ? kNullStep : coefficient(i, total_norm));
+      }
+      return;
+    }
+    __threadfence();
     for (uint32_t i = lane_id(); i < args_.n_tensors; i += 32) {
-      if (block_.grads[i] == nullptr) continue;
-      const double norm = args_.clip_by_total_norm ? total_norm : __ldcg(args_.statistics.norms + i);
-      publish(i, null_step ? kNullStep : coefficient(i, norm));
+      const double norm = __ldcg(args_.statistics.norms + i);
+      publish(i, null_step ? kNullStep : coefficient(args_.tensors[i].group, norm));
     }
   }
 
-  // `norm`: of the tensor, or of all of them where they are clipped together.
-  __device__ float coefficient(uint32_t index, double norm) {
-    const PlanTensor& tensor = args_.tensors[index];
-    return clip_coefficient(norm, block_.groups[tensor.group].max_grad_norm,
-                            args_.skip_nonfinite && tensor.needs_norm);
+  // `norm`: of a tensor, or of all of them where they are clipped together.
+  __device__ float coefficient(uint32_t group, double norm) {
+    const GroupScalars& scalars = block_.groups[group];
+    return clip_coefficient(norm, scalars.max_grad_norm, args_.skip_nonfinite && scalars.needs_norm);
   }
 
   __device__ void publish(uint32_t index, float coefficient) {
-    args_.statistics.coefficients[index] = coefficient < 0.0f ? 0.0f : coefficient;
     store_relaxed(&args_.workspace.coefficients[index], tag(block_.epoch, float_bits(coefficient)));
   }
 

@@ -25,6 +25,7 @@ class Producer {
       const uint32_t n_free = free_slots();
       const uint32_t first = draw_tickets(n_free);
       const uint32_t n_drawn = first < args_.n_draws ? min(n_free, args_.n_draws - first) : 0u;
+      prefetch_items(first + args_.n_workers);
       if (n_drawn > 0) fill(first, n_drawn, kNorm | kUpdate);
       if (n_drawn < n_free) break;
     }
@@ -36,14 +37,14 @@ class Producer {
   }
 
  private:
-  static constexpr uint32_t kMostDraws = 32 / kUpdateWarps;  // a lane for each of their parts
+  static constexpr uint32_t kMostDraws = 32 / kItemsPerDraw;  // a lane for each of their parts
 
   // ------------------------------------------------------------------ slots
 
   __device__ void wait_for_slot() {
     Barrier& empty = block_.ring.empty[next_.slot];
     long long since = clock64();
-    while (!empty.wait_briefly(next_.parity ^ 1u)) {
+    while (!empty.is_over(next_.parity ^ 1u)) {
       if (clock64() - since < kPatienceCycles) continue;
       if (oldest_waits()) {
         help();
@@ -69,33 +70,36 @@ class Producer {
     return __shfl_sync(kFullWarp, first, 0);
   }
 
+  // What this block is likely to draw next: the list is read once, so every item comes from far.
+  __device__ void prefetch_items(uint32_t draw) const {
+    if (lane_id() == 0 && draw < args_.n_draws) {
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(args_.items + size_t{draw} * kItemsPerDraw));
+    }
+  }
+
   // Fills `n` slots with draws [first, first + n) of the list, of which only `kinds` are done.
   __device__ void fill(uint32_t first, uint32_t n, uint32_t kinds) {
-    const auto which = static_cast<uint32_t>(lane_id()) / kUpdateWarps;
-    const int index = lane_id() % kUpdateWarps;
+    const auto which = static_cast<uint32_t>(lane_id()) / kItemsPerDraw;
+    const int index = lane_id() % kItemsPerDraw;
+    const bool fills = which < n;
     Cursor cursor = next_;
-    if (which > 0) cursor.advance(which < n ? which : 0u, block_.n_slots);
+    if (fills && which > 0) cursor.advance(which, block_.n_slots);
+    const RingMemory& ring = block_.ring;
     const uint32_t slot = cursor.slot;
-    uint32_t rest = 0;  // elements that the copy engine does not take
-    const float* grad = nullptr;
-    WorkItem item{kNoTensor, 0};
-    if (which < n) {
-      item = args_.items[size_t{first + which} * kUpdateWarps + index];
-      grad = part_grad(item);
-    }
-    Part part = describe(item, grad != nullptr);
-    float* const target = block_.ring.part_grads(slot, index);
-    if (which < n && part.n > 0) rest = copy(grad, target, static_cast<uint32_t>(part.n), block_.ring.full[slot]);
-    copy_rest(grad, target, static_cast<uint32_t>(part.n), rest);
-    if (which < n) {
-      // Here, so that the loads of steps and tables overlap the copies.
-      if (part.has_grad && (item.kinds() & kUpdate) != 0) part.scalars = scalars_of(item.tensor, part.group);
-      Draw& draw = block_.ring.draws[slot];
-      draw.parts[index] = part;
-      if (index == 0) draw.kinds = item.kinds() & kinds;
-    }
+    const WorkItem item = fills ? item_of(first + which, index) : WorkItem{kNoTensor, 0};
+    const float* const grad = part_grad(item);
+    const Part part = describe(item, grad != nullptr);
+    float* const target = ring.part_grads(slot, index);
+    const auto n_elements = static_cast<uint32_t>(part.n);
+    copy_rest(grad, target, n_elements, copy(grad, target, n_elements, ring.full[slot]));
+    Draw& draw = ring.draws[slot];
+    if (fills) draw.parts[index] = part;
+    if (fills && index == 0) draw.kinds = item.kinds() & kinds;
     __syncwarp();
-    if (which < n && index == 0) block_.ring.full[slot].arrive();
+    if (fills && index == 0) ring.full[slot].arrive();
+    if (part.has_grad && (item.kinds() & kUpdate) != 0) draw.scalars[index] = scalars_of(part);
+    __syncwarp();
+    if (fills && index == 0) ring.ready[slot].arrive();
     next_.advance(n, block_.n_slots);
   }
 
@@ -109,6 +113,10 @@ class Producer {
   }
 
   // ------------------------------------------------------------------ parts
+
+  __device__ WorkItem item_of(uint32_t draw, int index) const {
+    return args_.items[size_t{draw} * kItemsPerDraw + index];
+  }
 
   // Its first element; null where there is no gradient, or no such tensor.
   __device__ const float* part_grad(const WorkItem& item) const {
@@ -131,6 +139,8 @@ class Producer {
     part.n = rest < kPartElements ? static_cast<int>(rest) : kPartElements;
     part.group = tensor.group;
     part.waits = args_.waits(tensor);
+    part.coefficient = args_.coefficient_of(item.tensor, tensor.group);
+    part.step = tensor.n_chunks == 1 ? row.step : nullptr;
     part.param = static_cast<float*>(row.param) + begin;
     part.aligned = is_aligned(part.param);
 #pragma unroll
@@ -141,8 +151,9 @@ class Producer {
     return part;
   }
 
-  __device__ TensorScalars scalars_of(uint32_t tensor, uint32_t group) const {
-    return tensor_scalars(block_.groups[group], args_.rows[tensor], 1.0f);
+  __device__ PartScalars scalars_of(const Part& part) const {
+    const TensorRow& row = args_.rows[part.tensor];
+    return {tensor_scalars(block_.groups[part.group], row, 1.0f), *row.step + 1.0f};
   }
 
   __device__ static bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
@@ -186,10 +197,10 @@ class Producer {
   __device__ bool oldest_waits() {
     const Draw& draw = block_.ring.draws[next_.slot];
     bool waits = false;
-    if (lane_id() < kUpdateWarps && (draw.kinds & kUpdate) != 0) {
+    if (lane_id() < kItemsPerDraw && (draw.kinds & kUpdate) != 0) {
       const Part& part = draw.parts[lane_id()];
       waits = part.has_grad && part.waits &&
-              !has_epoch(load_relaxed(&args_.workspace.coefficients[part.tensor]), block_.epoch);
+              !has_epoch(load_relaxed(&args_.workspace.coefficients[part.coefficient]), block_.epoch);
     }
     return __any_sync(kFullWarp, waits);
   }
@@ -199,8 +210,7 @@ class Producer {
     if (load_relaxed(&args_.workspace.counters->ticket) >= args_.n_draws) return;
     const uint32_t index = draw_tickets(1);
     if (index >= args_.n_draws) return;
-    WorkItem item{kNoTensor, 0};
-    if (lane_id() < kUpdateWarps) item = args_.items[size_t{index} * kUpdateWarps + lane_id()];
+    const WorkItem item = lane_id() < kItemsPerDraw ? item_of(index, lane_id()) : WorkItem{kNoTensor, 0};
     const uint32_t kinds = __shfl_sync(kFullWarp, item.kinds(), 0);
     const float* const grad = part_grad(item);
     const Part part = describe(item, grad != nullptr);

@@ -15,39 +15,49 @@ namespace bertadam::cuda {
 struct alignas(16) Part {
   float* param;  // its first element, and the states'
   float* states[kMaxStates];
+  float* step;  // to be advanced with the update; null for a tensor of several chunks
   uint32_t tensor;
-  uint32_t index;       // part of the tensor
-  int32_t n;            // elements; 0 for an empty tensor
+  uint32_t index;  // part of the tensor
+  int32_t n;       // elements; 0 for an empty tensor
   uint32_t group;
-  TensorScalars scalars;  // without the clip coefficient
-  bool exists;            // else the item fills up a draw
-  bool has_grad;          // else the tensor takes no part in this step
-  bool waits;             // for a coefficient
-  bool aligned;           // parameter and states
+  uint32_t coefficient;  // which of the workspace's
+  bool exists;           // else the item fills up a draw
+  bool has_grad;         // else the tensor takes no part in this step
+  bool waits;            // for a coefficient
+  bool aligned;          // parameter and states
+};
+
+// What an update needs beside: it takes two more dependent loads, which norms need not wait for.
+struct PartScalars {
+  TensorScalars values;  // without the clip coefficient
+  float next_step;
 };
 
 // What a slot holds beside gradients.
 struct Draw {
-  Part parts[kUpdateWarps];
+  Part parts[kItemsPerDraw];
+  PartScalars scalars[kItemsPerDraw];
   uint32_t kinds;  // 0: the end
 };
 
 struct RingMemory {
-  float* grads;  // [slot][part][element]
-  Draw* draws;   // [slot]
-  Barrier* full;
+  float* grads;    // [slot][part][element]
+  Draw* draws;     // [slot]
+  Barrier* full;   // the gradients and the parts are there
+  Barrier* ready;  // so are the scalars
   Barrier* empty;
 
-  static constexpr size_t kSlotBytes = sizeof(float) * kChunkElements + sizeof(Draw) + 2 * sizeof(Barrier);
+  static constexpr size_t kSlotBytes = sizeof(float) * kChunkElements + sizeof(Draw) + 3 * sizeof(Barrier);
 
   __device__ RingMemory(unsigned char* memory, uint32_t n_slots)
       : grads(reinterpret_cast<float*>(memory)),
         draws(reinterpret_cast<Draw*>(grads + size_t{n_slots} * kChunkElements)),
         full(reinterpret_cast<Barrier*>(draws + n_slots)),
-        empty(full + n_slots) {}
+        ready(full + n_slots),
+        empty(ready + n_slots) {}
 
   __device__ float* part_grads(uint32_t slot, int part) const {
-    return grads + (slot * kUpdateWarps + part) * kPartElements;
+    return grads + (slot * kItemsPerDraw + part) * kPartElements;
   }
 };
 
