@@ -121,14 +121,14 @@ PlanOptions Execution::plan_options(bool wait_for_all) const {
     TORCH_CHECK(error == 0, where_, ": CUDA error while planning: ", cuda::error_string(error));
     const int64_t kept_slots = std::max<int64_t>(1, int64_t{shape.n_slots} - cuda::kSlotsInPassage);
     return {cuda::kPartElements, cuda::kItemsPerDraw, wait_for_all, PlanOrder::kRetaining,
-            retains_ ? shape.blocks * kept_slots : 0};
+            retained_draws_ >= 0 ? retained_draws_ : shape.blocks * kept_slots};
   }
 #endif
   return {cpu::kPartElements, 1, wait_for_all, PlanOrder::kInTurn};
 }
 
-void Execution::set_retains(bool retains) {
-  retains_ = retains;
+void Execution::set_retained_draws(int64_t n) {
+  retained_draws_ = n;
   list_fits_ = false;
 }
 
@@ -177,6 +177,7 @@ StepArgs Execution::step_args(const Workspace& workspace) const {
   args.total_tree = plan_.n_nodes - tree_nodes(static_cast<int64_t>(n_elements_.size()));
   args.clip_by_total_norm = settings_.clip_by_total_norm;
   args.skip_nonfinite = settings_.skip_nonfinite;
+  args.has_norms = plan_.has_norms;
   args.wait_for_all = plan_.waits_for_all;
   args.skip_if_all_zero = null_step_;
   args.workspace = workspace;

@@ -51,12 +51,13 @@ class Execution {
   at::Tensor clip_coefficients() const { return clip_coefficients_; }
   at::Device device() const { return device_; }
 
-  // For tests: the number of blocks or CPU workers, 0 for the backend's choice; whether gradients may be kept on chip;
+  // For tests: the number of blocks or CPU workers, 0 for the backend's choice; of how many draws gradients are kept on
+  // chip, -1 for the backend's choice;
   // how many threads the last step on the CPU ran on; how many tables the last launch copied first; the scratch of
   // every stream.
   int workers = 0;
-  void set_retains(bool retains);
-  bool retains() const { return retains_; }
+  void set_retained_draws(int64_t n);
+  int64_t retained_draws() const { return retained_draws_; }
   size_t n_threads = 0;
   int n_copies() const;
   std::vector<at::Tensor> scratch() const;
@@ -88,7 +89,7 @@ class Execution {
   ExecutionSettings settings_;
   bool null_step_ = false;  // every learning rate is 0: the step counts only if some gradient is not
   bool list_fits_ = false;
-  bool retains_ = true;
+  int64_t retained_draws_ = -1;
   Plan plan_;
   at::Tensor items_, tensors_, large_;  // the plan on the device
   std::vector<GroupScalars> groups_;

@@ -89,8 +89,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def_property_readonly("scratch", [](const StepPlan& plan) { return plan.execution->scratch(); })
       .def_property_readonly("n_threads", [](const StepPlan& plan) { return plan.execution->n_threads; })
       .def_property(
-          "retains", [](const StepPlan& plan) { return plan.execution->retains(); },
-          [](StepPlan& plan, bool retains) { plan.execution->set_retains(retains); })
+          "retained_draws", [](const StepPlan& plan) { return plan.execution->retained_draws(); },
+          [](StepPlan& plan, int64_t n) { plan.execution->set_retained_draws(n); })
       .def_property(
           "workers", [](const StepPlan& plan) { return plan.execution->workers; },
           [](StepPlan& plan, int workers) { plan.execution->workers = workers; });

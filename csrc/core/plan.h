@@ -47,6 +47,7 @@ struct PlanOptions {
 };
 
 struct Plan {
+  bool has_norms = false;
   bool waits_for_all = false;
   int64_t items_per_draw = 1;
   std::vector<PlanTensor> tensors;
@@ -176,6 +177,7 @@ inline Plan make_plan(const std::vector<int64_t>& n_elements, const std::vector<
     if (n_chunks > 1) plan.large.push_back(static_cast<uint32_t>(i));
   }
   plan.n_nodes += tree_nodes(static_cast<int64_t>(n_elements.size()));
+  plan.has_norms = options.wait_for_all || std::find(needs_norm.begin(), needs_norm.end(), true) != needs_norm.end();
   const PlanInput input{n_elements, needs_norm, options};
   options.order == PlanOrder::kInTurn ? list_in_turn(input, plan) : list_retaining(input, plan);
   return plan;

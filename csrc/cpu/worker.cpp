@@ -8,6 +8,7 @@
 #include "core/rules/adam.h"
 #include "core/rules/clip.h"
 #include "core/rules/descent.h"
+#include "core/rules/math.h"
 #include "core/step_args.h"
 #include "core/types.h"
 #include "cpu/worker.h"
@@ -145,7 +146,8 @@ struct Step {
       float states[Rule::kNumStates];
       for (int k = 0; k < Rule::kNumStates; ++k) states[k] = to_float(state[k][i]);
       const float p = to_float(param[i]);
-      const float direction = Rule::update(group, scalars, to_float(grad[i]), p, states);
+      const IeeeMath math;
+      const float direction = Rule::update(math, group, scalars, to_float(grad[i]), p, states);
       for (int k = 0; k < Rule::kNumStates; ++k) state[k][i] = from_float<typename Types::State>(states[k]);
       param[i] = from_float<typename Types::Param>(descend(p, scalars.lr, direction));
     }

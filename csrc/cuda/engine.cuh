@@ -1,11 +1,13 @@
 // The engine: one launch does a whole step. A block is a producer warp (producer.cuh) that fills a ring of draws
-// (ring.cuh), norm warps that run ahead (norms.cuh), and update warps that follow (updates.cuh) and find the gradients
-// still on chip. Which block does what depends on timing; what is computed does not.
+// (ring.cuh), norm warps that run ahead (norms.cuh), and update warps that follow (update_warp.cuh) and find the
+// gradients still on chip. Which block does what depends on timing; what is computed does not. Where there are no norms
+// to take, a grid of plain blocks does the same updates: nothing needs to be on chip, and more loads are in flight.
 #pragma once
 
 #include "cuda/norms.cuh"
 #include "cuda/producer.cuh"
 #include "cuda/ring.cuh"
+#include "cuda/update_warp.cuh"
 #include "cuda/updates.cuh"
 
 namespace bertadam::cuda {
@@ -18,12 +20,19 @@ struct KernelArgs {
 };
 static_assert(sizeof(KernelArgs) <= 32764, "the limit of kernel parameters");
 
+__device__ __forceinline__ Tables tables_of(const KernelArgs& args) {
+  const auto* const groups = args.step.groups ? args.step.groups : reinterpret_cast<const GroupScalars*>(args.table);
+  const auto* const grads =
+      args.step.grads ? args.step.grads : reinterpret_cast<const void* const*>(groups + args.step.n_groups);
+  return {args.step, groups, grads};
+}
+
 // By all threads of the last block, when nobody reads a step or a counter any more.
-__device__ inline void finish_step(const Block& block) {
-  const StepArgs& args = block.args;
-  for (uint32_t i = threadIdx.x; i < args.n_large; i += kThreads) {
+__device__ __forceinline__ void finish_step(const Tables& tables, uint32_t epoch) {
+  const StepArgs& args = tables.args;
+  for (uint32_t i = threadIdx.x; i < args.n_large; i += blockDim.x) {
     const uint32_t tensor = args.large[i];
-    if (block.grads[tensor] == nullptr) continue;
+    if (tables.grads[tensor] == nullptr) continue;
     const PlanTensor& planned = args.tensors[tensor];
     float coefficient = 1.0f;
     if (args.waits(planned)) {
@@ -32,7 +41,7 @@ __device__ inline void finish_step(const Block& block) {
     }
     if (!(coefficient < 0.0f)) *args.rows[tensor].step += 1.0f;
   }
-  if (threadIdx.x == 0) *args.workspace.counters = Counters{0, 0, block.epoch, 0, 0};
+  if (threadIdx.x == 0) *args.workspace.counters = Counters{0, 0, epoch, 0, 0};
 }
 
 template <class Rule, class Types>
@@ -40,11 +49,9 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
   extern __shared__ __align__(128) unsigned char memory[];
   __shared__ double scratch[kNormWarps + 1][kLeaves];
   __shared__ bool is_last;
-  const StepArgs& step = args.step;
-  const auto* const groups = step.groups ? step.groups : reinterpret_cast<const GroupScalars*>(args.table);
-  const auto* const grads = step.grads ? step.grads : reinterpret_cast<const void* const*>(groups + step.n_groups);
-  const uint32_t epoch = step.workspace.counters->epoch + 1;
-  const Block block{step, groups, grads, RingMemory(memory, args.n_slots), args.n_slots, epoch};
+  const Tables tables = tables_of(args);
+  Counters& counters = *args.step.workspace.counters;
+  const Block block{tables, RingMemory(memory, args.n_slots), args.n_slots, counters.epoch + 1};
   if (threadIdx.x == 0) {
     for (uint32_t slot = 0; slot < args.n_slots; ++slot) {
       block.ring.full[slot].init(1);
@@ -65,9 +72,43 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
   }
 
   __syncthreads();
-  if (threadIdx.x == 0) is_last = add_one_ordered(&step.workspace.counters->workers_done) + 1 == step.n_workers;
+  if (threadIdx.x == 0) is_last = add_one_ordered(&counters.workers_done) + 1 == gridDim.x;
   __syncthreads();
-  if (is_last) finish_step(block);
+  if (is_last) finish_step(tables, block.epoch);
+}
+
+// A block for each draw of a list without norms.
+template <class Rule, class Types>
+__global__ void __launch_bounds__(kPlainThreads) update_kernel(const __grid_constant__ KernelArgs args) {
+  __shared__ bool is_last;
+  const Tables tables = tables_of(args);
+  Counters& counters = *args.step.workspace.counters;
+  const int first = static_cast<int>(threadIdx.x / 32) * kStepElements;
+  const WorkItem item = tables.item_of(blockIdx.x, first / kPartElements);
+  const float* const grad = tables.grad_of(item);
+  const Part part = tables.describe(item, grad != nullptr);
+  const uint32_t epoch = counters.epoch + 1;
+  PartScalars scalars{};
+  const Piece piece(part, scalars, grad, first % kPartElements, part.aligned && is_aligned(grad));
+  typename Update<Rule>::Loaded loaded;
+  LoadedGrads grads;
+  if (part.has_grad) {
+    Update<Rule>::load(piece, loaded);
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      if (piece.vector(v) < piece.vectors_end) load4(grads.grads[v], grad + piece.vector(v));
+    }
+    scalars = tables.scalars_of(part);
+  }
+  // All steps and the epoch are read before anybody counts as done.
+  __syncthreads();
+  if (threadIdx.x == 0) is_last = add_one_ordered(&counters.workers_done) + 1 == gridDim.x;
+  if (part.has_grad) {
+    Update<Rule>::apply(tables.groups, piece, 1.0f, grads, loaded);
+    if (part.step != nullptr && part.index == 0 && piece.begin == 0 && lane_id() == 0) *part.step = scalars.next_step;
+  }
+  __syncthreads();
+  if (is_last) finish_step(tables, epoch);
 }
 
 }  // namespace bertadam::cuda

@@ -175,14 +175,20 @@ int Launcher::launch_adam_float32(StepArgs args, const StepTables& tables, void*
     ++n_copies_;
   }
 
-  args.n_workers =
-      blocks > 0 ? static_cast<uint32_t>(blocks) : std::min(static_cast<uint32_t>(shape_.blocks), args.n_draws);
   kernel_args.step = args;
   kernel_args.n_slots = shape_.n_slots;
   void* parameters[] = {&kernel_args};
-  BERTADAM_RETURN_IF_ERROR(cudaLaunchKernel(reinterpret_cast<const void*>(adam_float32_kernel()), dim3(args.n_workers),
-                                            dim3(kThreads), parameters, shape_.n_slots * RingMemory::kSlotBytes,
-                                            cuda_stream));
+  if (!args.has_norms) {
+    const auto* const kernel = reinterpret_cast<const void*>(adam_float32_update_kernel());
+    BERTADAM_RETURN_IF_ERROR(
+        cudaLaunchKernel(kernel, dim3(args.n_draws), dim3(kPlainThreads), parameters, 0, cuda_stream));
+    return 0;
+  }
+  const uint32_t n_blocks =
+      blocks > 0 ? static_cast<uint32_t>(blocks) : std::min(static_cast<uint32_t>(shape_.blocks), args.n_draws);
+  const auto* const kernel = reinterpret_cast<const void*>(adam_float32_kernel());
+  BERTADAM_RETURN_IF_ERROR(cudaLaunchKernel(kernel, dim3(n_blocks), dim3(kThreads), parameters,
+                                            shape_.n_slots * RingMemory::kSlotBytes, cuda_stream));
   return 0;
 }
 

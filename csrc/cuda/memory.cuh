@@ -86,7 +86,8 @@ __device__ __forceinline__ void load4(float (&x)[4], const float* address) {
 }
 
 __device__ __forceinline__ void store4(float* address, const float (&x)[4]) {
-  *reinterpret_cast<float4*>(address) = make_float4(x[0], x[1], x[2], x[3]);
+  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(address), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
+               : "memory");
 }
 
 }  // namespace bertadam::cuda

@@ -10,7 +10,8 @@
 namespace bertadam::cuda {
 
 constexpr int kLeaves = kItemsPerDraw;
-static_assert(kLeaves == 8 && kPartElements == kLeafElements, "the reductions below are for 8 leaves");
+static_assert(kPartElements == kLeafElements && (kLeaves == 4 || kLeaves == 8), "see leaf_sums");
+constexpr int kLanesPerLeaf = 32 / kLeaves;
 
 template <class Element>
 __device__ __forceinline__ Element* shuffled(Element* pointer, int lane) {
@@ -48,22 +49,30 @@ struct DistantLeaves {  // in global memory: lane k has leaf k's address and len
   }
 };
 
-// One halving of the lanes' values between lanes `distance` apart: a lane keeps the first half of its values, or the
-// second if its lane has the bit, and adds those that its partner has of them.
-template <int kN>
-__device__ __forceinline__ void exchange_half(double (&x)[kN], int distance) {
-  const bool upper = (lane_id() & distance) != 0;
+// Adds the values of lanes `kDistance`, half of that, ..., 1 apart. Of kN values a lane keeps the first half, or the
+// second if its lane has the distance's bit, and adds those that its partner has of them; a single value is kept by both.
+template <int kN, int kDistance>
+__device__ __forceinline__ void halve(double* x) {
+  if constexpr (kDistance > 0) {
+    const bool upper = (lane_id() & kDistance) != 0;
+    if constexpr (kN == 1) {
+      x[0] += __shfl_xor_sync(kFullWarp, x[0], kDistance);
+    } else {
 #pragma unroll
-  for (int k = 0; k < kN / 2; ++k) {
-    const double kept = upper ? x[k + kN / 2] : x[k];
-    const double sent = upper ? x[k] : x[k + kN / 2];
-    x[k] = kept + __shfl_xor_sync(kFullWarp, sent, distance);
+      for (int k = 0; k < kN / 2; ++k) {
+        const double kept = upper ? x[k + kN / 2] : x[k];
+        const double sent = upper ? x[k] : x[k + kN / 2];
+        x[k] = kept + __shfl_xor_sync(kFullWarp, sent, kDistance);
+      }
+    }
+    halve<(kN > 1 ? kN / 2 : 1), kDistance / 2>(x);
   }
 }
 
-// The sums of a draw's leaves: lanes 4k .. 4k+3 return leaf k's. Lane l reads accumulators 4l .. 4l+3 of every leaf, so
-// adding lanes 16, 8, 4, 2 and 1 apart halves 128 accumulators to 4. The first three halvings divide the leaves among
-// the lanes, the last two the accumulators, so most of them move half of what is left.
+// The sums of a draw's leaves: kLanesPerLeaf lanes return leaf 0's, the next ones leaf 1's, and so on. Lane l reads
+// accumulators 4l .. 4l+3 of every leaf, so adding lanes 16, 8, 4, 2 and 1 apart halves 128 accumulators to 4. The first
+// halvings divide the leaves among the lanes, the next two the accumulators, so that most of them move half of what is
+// left; where lanes are left over, both partners of the last keep the sum.
 template <class Leaves>
 __device__ __forceinline__ double leaf_sums(const Leaves& leaves) {
   double sums[4 * kLeaves];  // [leaf][accumulator]
@@ -82,22 +91,10 @@ __device__ __forceinline__ double leaf_sums(const Leaves& leaves) {
       }
     }
   }
-  double four[16], two[8], one[4];
-  exchange_half(sums, 16);
-#pragma unroll
-  for (int k = 0; k < 16; ++k) four[k] = sums[k];
-  exchange_half(four, 8);
-#pragma unroll
-  for (int k = 0; k < 8; ++k) two[k] = four[k];
-  exchange_half(two, 4);
-#pragma unroll
-  for (int k = 0; k < 4; ++k) one[k] = two[k];
-  exchange_half(one, 2);  // accumulators 0 and 1 in the lower lane, 2 and 3 in the upper
-  double pair[2] = {one[0], one[1]};
-  exchange_half(pair, 1);  // one accumulator each
-  double x = pair[0];
-  x += __shfl_xor_sync(kFullWarp, x, 2);
-  return x + __shfl_xor_sync(kFullWarp, x, 1);
+  halve<4 * kLeaves, 16>(sums);
+  double x = sums[0];
+  x += __shfl_xor_sync(kFullWarp, x, kLanesPerLeaf / 2);
+  return x + __shfl_xor_sync(kFullWarp, x, kLanesPerLeaf / 4);
 }
 
 // The pairwise sum of up to kTreeFanIn nodes, in every lane; those past `n` count as zero. All of them have been
@@ -139,11 +136,11 @@ __device__ __forceinline__ double warp_pairwise_sum(const TaggedDouble* nodes, i
 // What is left of a draw's norms once its leaves are summed, by one whole warp.
 class NormTrees {
  public:
-  __device__ explicit NormTrees(const Block& block) : block_(block), args_(block.args) {}
+  __device__ explicit NormTrees(const Block& block) : block_(block), args_(block.tables.args) {}
 
   // `part`: lanes 0 .. 7 have the draw's, the others one that does not exist. `scratch`: the warp's own.
   __device__ __forceinline__ void add(const Part& part, double leaf_sum, double* scratch) {
-    if (lane_id() % 4 == 0) scratch[lane_id() / 4] = leaf_sum;
+    if (lane_id() % kLanesPerLeaf == 0) scratch[lane_id() / kLanesPerLeaf] = leaf_sum;
     __syncwarp();
     // The first part of a tensor or chunk stands for its run of parts.
     const bool begins = part.exists && part.index % kLeaves == 0;
@@ -176,12 +173,17 @@ class NormTrees {
   }
 
  private:
-  // Up to 8 leaves, pairwise by index.
+  // A run of leaves, pairwise by index.
   __device__ static double run_sum(const double* leaves, int n) {
     double x[kLeaves];
 #pragma unroll
     for (int k = 0; k < kLeaves; ++k) x[k] = k < n ? leaves[k] : 0.0;
-    return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]));
+#pragma unroll
+    for (int width = kLeaves / 2; width > 0; width /= 2) {
+#pragma unroll
+      for (int k = 0; k < width; ++k) x[k] = x[2 * k] + x[2 * k + 1];
+    }
+    return x[0];
   }
 
   // By one thread: leaves a node's sum; true for whoever brings the last of its siblings'.
@@ -259,7 +261,7 @@ class NormTrees {
 
   // `norm`: of a tensor, or of all of them where they are clipped together.
   __device__ float coefficient(uint32_t group, double norm) {
-    const GroupScalars& scalars = block_.groups[group];
+    const GroupScalars& scalars = block_.tables.groups[group];
     return clip_coefficient(norm, scalars.max_grad_norm, args_.skip_nonfinite && scalars.needs_norm);
   }
 

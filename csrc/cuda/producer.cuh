@@ -16,7 +16,7 @@ namespace bertadam::cuda {
 
 class Producer {
  public:
-  __device__ explicit Producer(const Block& block) : block_(block), args_(block.args), trees_(block) {}
+  __device__ explicit Producer(const Block& block) : block_(block), tables_(block.tables), args_(block.tables.args), trees_(block) {}
 
   __device__ void run(double* scratch) {
     scratch_ = scratch;
@@ -25,7 +25,7 @@ class Producer {
       const uint32_t n_free = free_slots();
       const uint32_t first = draw_tickets(n_free);
       const uint32_t n_drawn = first < args_.n_draws ? min(n_free, args_.n_draws - first) : 0u;
-      prefetch_items(first + args_.n_workers);
+      prefetch_items(first + gridDim.x);
       if (n_drawn > 0) fill(first, n_drawn, kNorm | kUpdate);
       if (n_drawn < n_free) break;
     }
@@ -86,9 +86,9 @@ class Producer {
     if (fills && which > 0) cursor.advance(which, block_.n_slots);
     const RingMemory& ring = block_.ring;
     const uint32_t slot = cursor.slot;
-    const WorkItem item = fills ? item_of(first + which, index) : WorkItem{kNoTensor, 0};
-    const float* const grad = part_grad(item);
-    const Part part = describe(item, grad != nullptr);
+    const WorkItem item = fills ? tables_.item_of(first + which, index) : WorkItem{kNoTensor, 0};
+    const float* const grad = tables_.grad_of(item);
+    const Part part = tables_.describe(item, grad != nullptr);
     float* const target = ring.part_grads(slot, index);
     const auto n_elements = static_cast<uint32_t>(part.n);
     copy_rest(grad, target, n_elements, copy(grad, target, n_elements, ring.full[slot]));
@@ -97,7 +97,7 @@ class Producer {
     if (fills && index == 0) draw.kinds = item.kinds() & kinds;
     __syncwarp();
     if (fills && index == 0) ring.full[slot].arrive();
-    if (part.has_grad && (item.kinds() & kUpdate) != 0) draw.scalars[index] = scalars_of(part);
+    if (part.has_grad && (item.kinds() & kUpdate) != 0) draw.scalars[index] = tables_.scalars_of(part);
     __syncwarp();
     if (fills && index == 0) ring.ready[slot].arrive();
     next_.advance(n, block_.n_slots);
@@ -111,52 +111,6 @@ class Producer {
     }
     next_.advance(1, block_.n_slots);
   }
-
-  // ------------------------------------------------------------------ parts
-
-  __device__ WorkItem item_of(uint32_t draw, int index) const {
-    return args_.items[size_t{draw} * kItemsPerDraw + index];
-  }
-
-  // Its first element; null where there is no gradient, or no such tensor.
-  __device__ const float* part_grad(const WorkItem& item) const {
-    if (item.tensor == kNoTensor) return nullptr;
-    const auto* const grad = static_cast<const float*>(block_.grads[item.tensor]);
-    return grad == nullptr ? nullptr : grad + size_t{item.part()} * kPartElements;
-  }
-
-  __device__ Part describe(const WorkItem& item, bool has_grad) const {
-    Part part{};
-    part.exists = item.tensor != kNoTensor;
-    part.tensor = item.tensor;
-    part.index = item.part();
-    part.has_grad = has_grad;
-    if (!has_grad) return part;
-    const PlanTensor& tensor = args_.tensors[item.tensor];
-    const TensorRow& row = args_.rows[item.tensor];
-    const int64_t begin = static_cast<int64_t>(part.index) * kPartElements;
-    const int64_t rest = tensor.n_elements - begin;
-    part.n = rest < kPartElements ? static_cast<int>(rest) : kPartElements;
-    part.group = tensor.group;
-    part.waits = args_.waits(tensor);
-    part.coefficient = args_.coefficient_of(item.tensor, tensor.group);
-    part.step = tensor.n_chunks == 1 ? row.step : nullptr;
-    part.param = static_cast<float*>(row.param) + begin;
-    part.aligned = is_aligned(part.param);
-#pragma unroll
-    for (int k = 0; k < kMaxStates; ++k) {
-      part.states[k] = static_cast<float*>(row.states[k]) + begin;
-      part.aligned = part.aligned && is_aligned(part.states[k]);
-    }
-    return part;
-  }
-
-  __device__ PartScalars scalars_of(const Part& part) const {
-    const TensorRow& row = args_.rows[part.tensor];
-    return {tensor_scalars(block_.groups[part.group], row, 1.0f), *row.step + 1.0f};
-  }
-
-  __device__ static bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
   // ----------------------------------------------------------------- copies
 
@@ -210,10 +164,10 @@ class Producer {
     if (load_relaxed(&args_.workspace.counters->ticket) >= args_.n_draws) return;
     const uint32_t index = draw_tickets(1);
     if (index >= args_.n_draws) return;
-    const WorkItem item = lane_id() < kItemsPerDraw ? item_of(index, lane_id()) : WorkItem{kNoTensor, 0};
+    const WorkItem item = lane_id() < kItemsPerDraw ? tables_.item_of(index, lane_id()) : WorkItem{kNoTensor, 0};
     const uint32_t kinds = __shfl_sync(kFullWarp, item.kinds(), 0);
-    const float* const grad = part_grad(item);
-    const Part part = describe(item, grad != nullptr);
+    const float* const grad = tables_.grad_of(item);
+    const Part part = tables_.describe(item, grad != nullptr);
     if ((kinds & kUpdate) != 0 && lane_id() == 0) {
       const uint32_t at = atomicAdd(&args_.workspace.counters->n_postponed, 1u);
       store_relaxed(&args_.workspace.postponed[at], tag(block_.epoch, index));
@@ -245,6 +199,7 @@ class Producer {
   }
 
   const Block& block_;
+  const Tables& tables_;
   const StepArgs& args_;
   NormTrees trees_;
   double* scratch_ = nullptr;

@@ -5,33 +5,11 @@
 
 #include <cstdint>
 
-#include "core/step_args.h"
 #include "cuda/barrier.cuh"
+#include "cuda/parts.cuh"
 #include "cuda/tuning.h"
 
 namespace bertadam::cuda {
-
-// One item of a draw, for the norm warp and the update warp that have it.
-struct alignas(16) Part {
-  float* param;  // its first element, and the states'
-  float* states[kMaxStates];
-  float* step;  // to be advanced with the update; null for a tensor of several chunks
-  uint32_t tensor;
-  uint32_t index;  // part of the tensor
-  int32_t n;       // elements; 0 for an empty tensor
-  uint32_t group;
-  uint32_t coefficient;  // which of the workspace's
-  bool exists;           // else the item fills up a draw
-  bool has_grad;         // else the tensor takes no part in this step
-  bool waits;            // for a coefficient
-  bool aligned;          // parameter and states
-};
-
-// What an update needs beside: it takes two more dependent loads, which norms need not wait for.
-struct PartScalars {
-  TensorScalars values;  // without the clip coefficient
-  float next_step;
-};
 
 // What a slot holds beside gradients.
 struct Draw {
@@ -75,11 +53,9 @@ struct Cursor {
   }
 };
 
-// What every role of a block works with. `grads` and `groups` may lie in the kernel's arguments.
+// What every role of a block works with.
 struct Block {
-  const StepArgs& args;
-  const GroupScalars* groups;
-  const void* const* grads;
+  const Tables& tables;
   RingMemory ring;
   uint32_t n_slots;
   uint32_t epoch;

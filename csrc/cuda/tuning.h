@@ -7,7 +7,7 @@ namespace bertadam::cuda {
 
 // A draw fills a slot of the ring: 32 KB of gradients. A part is a leaf.
 constexpr int kPartElements = kLeafElements;
-constexpr int kItemsPerDraw = 8;
+constexpr int kItemsPerDraw = 4;
 constexpr int kChunkElements = kItemsPerDraw * kPartElements;
 
 constexpr int kUpdateWarps = 8;
@@ -23,6 +23,9 @@ constexpr int kNormWarps = 3;
 constexpr int kProducerWarp = kUpdateWarps;
 constexpr int kFirstNormWarp = kProducerWarp + 1;
 constexpr int kThreads = 32 * (kFirstNormWarp + kNormWarps);
+
+// A block of the kernel without norms takes a draw in one go.
+constexpr int kPlainThreads = kChunkElements / (4 * kVectors);
 
 // Draws per block that gradients can be kept of between norm and update; the other slots load and drain meanwhile.
 constexpr int kSlotsInPassage = 2;
