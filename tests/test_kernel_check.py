@@ -64,9 +64,12 @@ def test_denormals_are_judged_by_instructions_not_by_names() -> None:
     @%p1 mul.ftz.f32 %f1, %f2, %f3;
     fma.rn.ftz.f32 %f1, %f2, %f3, %f4;
     { sub.ftz.f32 %f1, %f2, %f3; }
+    rcp.approx.ftz.f32 %f1, %f2;
+    rsqrt.approx.ftz.f64 %fd1, %fd2;
     """
     assert check_kernels.flushing_instructions(ptx) == [
         "fma.rn.ftz.f32",
         "mul.ftz.f32",
+        "rsqrt.approx.ftz.f64",
         "sub.ftz.f32",
     ]

@@ -10,14 +10,23 @@ import torch
 from bertadam_cuda import _ext
 
 NORM, UPDATE = 1, 2
-CHUNK = 8192
-LARGEST_CHUNK = 65_536
+PART = 1024
+PER_DRAW = 4
+CHUNK = PART * PER_DRAW
+LARGEST_PART = 65_536
 _C = _ext.load()
 
 
 def plan(n_elements: list[int], needs_norm: list[bool] | bool = True, **options: Any) -> Any:
     flags = [needs_norm] * len(n_elements) if isinstance(needs_norm, bool) else needs_norm
-    settings = {"chunk_elements": CHUNK, "wait_for_all": False, "lookahead_chunks": 0, **options}
+    settings = {
+        "part_elements": PART,
+        "items_per_draw": PER_DRAW,
+        "wait_for_all": False,
+        "in_turn": False,
+        "retained_draws": 0,
+        **options,
+    }
     return _C.plan(n_elements, flags, **settings)
 
 
@@ -26,32 +35,46 @@ def check(
     needs_norm: list[bool],
     made: Any,
     wait_for_all: bool,
-    chunk_elements: int = CHUNK,
+    part_elements: int = PART,
+    per_draw: int = PER_DRAW,
 ) -> None:
-    """Raise AssertionError unless `made` covers every chunk once, and waits only for the past."""
+    """Raise AssertionError unless `made` covers every part once, and waits only for the past."""
     items = made["items"]
-    tensor, chunk, kinds = items.unbind(1)
-    n_chunks = torch.tensor([max(1, -(-n // chunk_elements)) for n in n_elements])
+    n_draws = len(items) // per_draw
+    assert len(items) == n_draws * per_draw
+    draw = torch.arange(n_draws).repeat_interleave(per_draw)
+    real = items[:, 0] >= 0
+    assert bool(real.view(n_draws, per_draw).any(1).all()), "a draw is empty"
+    kinds_of_draw = items[:, 2].view(n_draws, per_draw)[:, :1].expand(-1, per_draw).reshape(-1)
+    assert torch.equal(items[real, 2], kinds_of_draw[real]), "a draw does different things"
+    tensor, part, kinds = items[real].unbind(1)
+    draw = draw[real]
+    chunk = part_elements * per_draw
+    n_chunks = torch.tensor([max(1, -(-n // chunk)) for n in n_elements])
     assert torch.equal(made["tensors"][:, 2], n_chunks)
+    n_parts = torch.tensor([max(1, -(-n // part_elements)) for n in n_elements])
     normed = torch.tensor([needs or wait_for_all for needs in needs_norm])
-    for kind, expected in ((NORM, n_chunks * normed), (UPDATE, n_chunks)):
+    for kind, expected in ((NORM, n_parts * normed), (UPDATE, n_parts)):
         having = (kinds & kind) != 0
         assert torch.equal(torch.bincount(tensor[having], minlength=len(n_elements)), expected)
-        pairs = torch.stack([tensor[having], chunk[having]])
-        assert torch.unique(pairs, dim=1).shape == pairs.shape, "a chunk is listed twice"
-    assert bool((chunk < n_chunks[tensor]).all())
-    position = torch.arange(len(items))
+        pairs = torch.stack([tensor[having], part[having]])
+        assert torch.unique(pairs, dim=1).shape == pairs.shape, "a part is listed twice"
+    assert bool((part < n_parts[tensor]).all())
+    # A chunk lies in one draw, in order: whoever has it adds up its leaves.
+    follows = (part[1:] % per_draw != 0) & (tensor[1:] >= 0)
+    assert torch.equal(draw[1:][follows], draw[:-1][follows])
+    assert torch.equal(part[1:][follows], part[:-1][follows] + 1)
+    assert torch.equal(tensor[1:][follows], tensor[:-1][follows])
     is_norm, is_update = (kinds & NORM) != 0, (kinds & UPDATE) != 0
+    only_update = is_update & ~is_norm
     if wait_for_all:
-        assert position[is_norm].max() < position[is_update].min()
+        assert not bool(only_update.any()) or draw[is_norm].max() < draw[only_update].min()
         return
     last_norm = torch.full((len(n_elements),), -1)
-    last_norm.scatter_reduce_(0, tensor[is_norm], position[is_norm], "amax")
-    first_update = torch.full((len(n_elements),), len(items))
-    first_update.scatter_reduce_(0, tensor[is_update], position[is_update], "amin")
-    fused = (n_chunks == 1) & normed
-    assert bool(((last_norm < first_update) | fused).all()), "an update waits for a later norm"
-    assert torch.equal(last_norm[fused], first_update[fused])
+    last_norm.scatter_reduce_(0, tensor[is_norm], draw[is_norm], "amax")
+    first_update = torch.full((len(n_elements),), n_draws)
+    first_update.scatter_reduce_(0, tensor[only_update], draw[only_update], "amin")
+    assert bool((last_norm < first_update).all()), "an update waits for a later norm"
 
 
 SIZES = {
@@ -67,68 +90,95 @@ SIZES = {
 
 
 @pytest.mark.parametrize("wait_for_all", [False, True])
-@pytest.mark.parametrize("lookahead", [0, 7, 10**6])
+@pytest.mark.parametrize("retained", [0, 7, 10**6, None], ids=lambda n: f"retained {n}")
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
-def test_every_chunk_is_listed_once_and_waits_for_the_past(
-    sizes: list[int], lookahead: int, wait_for_all: bool
+def test_every_part_is_listed_once_and_waits_for_the_past(
+    sizes: list[int], retained: int | None, wait_for_all: bool
 ) -> None:
     for needs_norm in ([True] * len(sizes), [i % 2 == 0 for i in range(len(sizes))]):
-        chunk = CHUNK if sum(sizes) < 2**31 else LARGEST_CHUNK
-        options = {"chunk_elements": chunk, "lookahead_chunks": lookahead}
+        part = PART if sum(sizes) < 2**31 else LARGEST_PART
+        in_turn = retained is None
+        options = {"part_elements": part, "in_turn": in_turn, "retained_draws": retained or 0}
         made = plan(sizes, needs_norm, wait_for_all=wait_for_all, **options)
-        check(sizes, needs_norm, made, wait_for_all, chunk)
+        check(sizes, needs_norm, made, wait_for_all, part)
 
 
 def test_a_hundred_thousand_tensors() -> None:
     torch.manual_seed(1)
     sizes = torch.randint(0, 3 * CHUNK, (100_000,)).tolist()
     needs_norm = (torch.rand(100_000) < 0.5).tolist()
-    check(sizes, needs_norm, plan(sizes, needs_norm, lookahead_chunks=100), False)
+    check(sizes, needs_norm, plan(sizes, needs_norm, retained_draws=100), False)
 
 
-@pytest.mark.parametrize("damage", ["lost chunk", "chunk twice", "update first"])
+@pytest.mark.parametrize("damage", ["lost part", "part twice", "update first", "torn chunk"])
 def test_the_check_notices_a_wrong_list(damage: str) -> None:
     sizes = [3 * CHUNK, 2 * CHUNK]
     made = plan(sizes)
     items = made["items"]
-    if damage == "lost chunk":
-        made["items"] = items[:-1]
-    elif damage == "chunk twice":
+    if damage == "lost part":
+        items[-1] = torch.tensor([-1, 0, UPDATE])
+    elif damage == "part twice":
         items[-1] = items[-2]
+    elif damage == "update first":
+        made["items"] = items.view(-1, PER_DRAW, 3).flip(0).reshape(-1, 3)
     else:
-        made["items"] = items.flip(0)
+        items[[0, PER_DRAW]] = items[[PER_DRAW, 0]]
     with pytest.raises(AssertionError):
         check(sizes, [True, True], made, False)
 
 
 def test_no_norm_is_listed_where_none_is_needed() -> None:
     kinds = plan([3 * CHUNK, 5], needs_norm=False)["items"][:, 2]
-    assert kinds.tolist() == [UPDATE] * 4
+    assert set(kinds.tolist()) == {UPDATE}
 
 
-def test_norms_run_ahead_by_the_lookahead_and_no_further() -> None:
-    sizes = [CHUNK * 4] * 50
-    for lookahead in (0, 4, 12):
-        ahead = most = 0
-        for kind in plan(sizes, lookahead_chunks=lookahead)["items"][:, 2].tolist():
-            ahead += 1 if kind == NORM else -1
-            most = max(most, ahead)
-        assert most == lookahead + 4
+def kinds_of(made: Any, tensor: int) -> list[int]:
+    """The kinds of a tensor's draws in list order."""
+    items = made["items"]
+    return items[(items[:, 0] == tensor) & (items[:, 1] % PER_DRAW == 0)][:, 2].tolist()
 
 
-def test_updates_start_with_the_gradients_summed_last() -> None:
-    items = plan([4 * CHUNK])["items"]
+def test_what_fits_is_kept_from_norm_to_update() -> None:
+    made = plan([8 * CHUNK, 5], retained_draws=8)
+    assert kinds_of(made, 0) == [NORM | UPDATE] * 8
+    assert kinds_of(made, 1) == [NORM | UPDATE]
+
+
+def test_of_what_does_not_fit_half_of_the_room_is_kept() -> None:
+    made = plan([9 * CHUNK, 3 * CHUNK], retained_draws=8)
+    assert kinds_of(made, 0) == [NORM] * 5 + [NORM | UPDATE] * 4 + [UPDATE] * 5
+    assert kinds_of(made, 1) == [NORM | UPDATE] * 3
+
+
+def test_where_all_norms_are_waited_for_the_last_ones_are_kept() -> None:
+    kinds = plan([9 * CHUNK], wait_for_all=True, retained_draws=4)["items"][::PER_DRAW, 2]
+    assert kinds.tolist() == [NORM] * 5 + [NORM | UPDATE] * 4 + [UPDATE] * 5
+
+
+def test_small_tensors_share_draws_and_none_is_divided() -> None:
+    made = plan([3 * PART, PART, 2 * PART, 5, 2 * PART, 4 * PART])
+    assert made["items"].view(-1, PER_DRAW, 3)[:, :, 0].tolist() == [
+        [0, 0, 0, 1],
+        [2, 2, 3, -1],
+        [4, 4, -1, -1],
+        [5, 5, 5, 5],
+    ]
+
+
+def test_in_turn_updates_start_with_the_gradients_summed_last() -> None:
+    items = plan([4 * CHUNK], in_turn=True, items_per_draw=1, part_elements=CHUNK)["items"]
     assert items[items[:, 2] == UPDATE][:, 1].tolist() == [3, 2, 1, 0]
 
 
-def test_updates_without_norms_go_forwards() -> None:
-    assert plan([4 * CHUNK], needs_norm=False)["items"][:, 1].tolist() == [0, 1, 2, 3]
+def test_in_turn_updates_without_norms_go_forwards() -> None:
+    options = {"in_turn": True, "items_per_draw": 1, "part_elements": CHUNK}
+    assert plan([4 * CHUNK], needs_norm=False, **options)["items"][:, 1].tolist() == [0, 1, 2, 3]
 
 
 def test_tree_nodes_of_tensors_do_not_overlap() -> None:
-    sizes = [0, 1, 300 * CHUNK, 70_000 * CHUNK, 5]
+    sizes = [0, 1, 600 * CHUNK, 70_000 * CHUNK, 5]
     made = plan(sizes)
     first = made["tensors"][:, 1].tolist()
-    # 300 chunks need 300 + 2 + 1 nodes, 70,000 need 70,000 + 274 + 2 + 1; five tensors 5 + 1.
-    assert first == [0, 1, 2, 305, 305 + 70_277]
-    assert made["n_nodes"] == 305 + 70_277 + 1 + 6
+    # 600 chunks need 600 + 2 + 1 nodes, 70,000 need 70,000 + 137 + 1; five tensors 5 + 1.
+    assert first == [0, 1, 2, 605, 605 + 70_138]
+    assert made["n_nodes"] == 605 + 70_138 + 1 + 6

@@ -146,7 +146,9 @@ inline void list_retaining(const PlanInput& in, Plan& plan) {
   for (uint32_t tensor = 0; tensor < plan.tensors.size(); ++tensor) {
     const size_t n_chunks = plan.tensors[tensor].n_chunks;
     if (n_chunks == 1) continue;
-    const size_t n_unkept = wait_for_all ? n_chunks : n_chunks - std::min(n_chunks, most_kept);
+    // Of a tensor that does not fit, half of the room: the next tensor's norms take the other half meanwhile.
+    const size_t n_kept = wait_for_all ? 0 : n_chunks <= most_kept ? n_chunks : most_kept / 2;
+    const size_t n_unkept = n_chunks - n_kept;
     for (size_t chunk = 0; chunk < n_chunks; ++chunk) {
       DrawList& list = !in.takes_norm(tensor) ? plain : chunk < n_unkept ? unkept : kept;
       list.add_chunk(tensor, chunk, in.n_parts(tensor));
