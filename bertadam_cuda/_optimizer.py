@@ -50,16 +50,14 @@ class FusedOptimizer(Planning, Statistics, torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if not self._inspect():
-            self._make_plans()
-            self._inspect()
-        self._update_settings()
-        if self._n_steps >= self._next_event:
-            self._handle_events()
-        if any([plan.prepare(self._init_state) for plan in self._plans]):
-            self._set_groups()  # somebody else has moved a step counter
-        for plan in self._plans:
-            plan.run()
+        due = self._n_steps >= self._next_event
+        if due or not self._stepper.step(self.param_groups, self.state):
+            self._bring_up_to_date()
+            if not self._stepper.step(self.param_groups, self.state):
+                raise RuntimeError(
+                    f"{type(self).__name__}: parameters, states or settings changed while the step "
+                    "was being planned; let schedules and other callbacks leave them alone"
+                )
         self._stepped = True
         self._n_steps += 1
         return loss
