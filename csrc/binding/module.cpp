@@ -1,4 +1,5 @@
 // Names and docstrings for Python, nothing else.
+#include <ATen/record_function.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "binding/inspection.h"
@@ -57,6 +58,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("cuda_info", &cuda_info, "Versions of the linked CUDA runtime and the driver, and the devices they see.");
   m.def("cpu_isas", &cpu_isas, "Instruction set levels of the CPU backend that this machine can run.");
   m.def("set_cpu_isa", &set_cpu_isa, "Choose one of cpu_isas(); the best is the default, the bits are the same.");
+
+  m.def("is_observed", &at::hasCallbacks, "Whether a profiler, or anything else, is told of what torch runs.");
 
   py::class_<StepPlan>(m, "StepPlan", traversed<StepPlan>())
       .def(py::init<std::string, py::list, py::dict, at::Device, at::Tensor>(), py::arg("where"),
