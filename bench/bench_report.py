@@ -1,4 +1,4 @@
-"""What a benchmark prints and keeps: the table, the CSV with its circumstances, the figure."""
+"""What a benchmark prints and keeps: the table, and the CSV with its circumstances."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -62,16 +63,37 @@ class Row:
     contender: str
     bytes_per_param: float
     n_rounds: int = 0
+    #: Those of one batch alternate with each other and with ours; 0 is ours, in all of them.
+    batch: int = 0
     median_us: float | None = None
     p20_us: float | None = None
     p80_us: float | None = None
-    #: Time of ours over this one's, median of the rounds' ratios.
-    ours_over_this: float | None = None
+    #: Time of ours in each mode over this one's, medians of the rounds' ratios.
+    ours_per_tensor_over_this: float | None = None
+    ours_global_over_this: float | None = None
+    ours_none_over_this: float | None = None
+    #: On an idle queue: until the call returns, and until the device is done.
     host_us: float | None = None
+    wall_us: float | None = None
+    #: None where a call takes too long to be traced.
     launches: int | None = None
     copies: int | None = None
     copy_gbps: float | None = None
     note: str = ""
+
+    def ours_over(self, clip: str) -> float | None:
+        """Time of ours with this clipping over this one's with its own."""
+        ratio: float | None = getattr(self, f"ours_{clip}_over_this")
+        return ratio
+
+    @property
+    def ours_over_this(self) -> float | None:
+        """Time of ours over this one's, with the same clipping."""
+        return self.ours_over(self.clip)
+
+    @property
+    def launched(self) -> str:
+        return "-" if self.launches is None else f"{self.launches}+{self.copies}"
 
     @property
     def gbps(self) -> float | None:
@@ -97,7 +119,7 @@ class Row:
         return None if gbps is None or not self.copy_gbps else 100 * gbps / self.copy_gbps
 
 
-_DERIVED = ("gbps", "percent_of_copy", "necessary_percent")
+_DERIVED = ("ours_over_this", "gbps", "percent_of_copy", "necessary_percent")
 CSV_COLUMNS = [
     *(field.name for field in fields(Circumstances)),
     *(field.name for field in fields(Row)),
@@ -107,40 +129,80 @@ CSV_COLUMNS = [
 
 def write_csv(file: Path, rows: Sequence[Row], circumstances: Circumstances) -> None:
     """Write one line per contender, each with all circumstances."""
+    write_lines(
+        file,
+        [
+            {
+                **asdict(circumstances),
+                **asdict(row),
+                **{key: getattr(row, key) for key in _DERIVED},
+            }
+            for row in rows
+        ],
+        CSV_COLUMNS,
+    )
+
+
+def write_lines(file: Path, lines: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+    """Write a CSV; floats get three decimals."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, CSV_COLUMNS)
+        writer = csv.DictWriter(stream, columns)
         writer.writeheader()
-        for row in rows:
-            derived = {key: getattr(row, key) for key in _DERIVED}
-            values = {**asdict(circumstances), **asdict(row), **derived}
+        for line in lines:
             writer.writerow(
-                {k: round(v, 3) if isinstance(v, float) else v for k, v in values.items()}
+                {k: round(v, 3) if isinstance(v, float) else v for k, v in line.items()}
             )
 
 
+def read_csv(file: Path) -> tuple[list[Row], Circumstances]:
+    """Return what write_csv wrote, up to its rounding."""
+    with file.open(newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    rows = [Row(**_typed(Row, line)) for line in lines]
+    return rows, Circumstances(**_typed(Circumstances, lines[0]))
+
+
+def _typed(kind: type[Row] | type[Circumstances], line: dict[str, str]) -> dict[str, Any]:
+    """Pick the fields of a dataclass from a line, in the fields' types."""
+    values: dict[str, Any] = {}
+    for field in fields(kind):
+        text, annotation = line[field.name], str(field.type)
+        if annotation.startswith(("int", "float")):
+            parse = int if annotation.startswith("int") else float
+            values[field.name] = parse(text) if text else None
+        else:
+            values[field.name] = text
+    return values
+
+
+#: Heading -> what stands under it; a number that was not measured is a "-".
 _HEADINGS = (
     ("clip", "{0.clip}"),
     ("contender", "{0.contender}"),
     ("median us", "{0.median_us:.0f}"),
     ("p20", "{0.p20_us:.0f}"),
     ("p80", "{0.p80_us:.0f}"),
+    ("rounds", "{0.n_rounds}"),
+    ("batch", "{0.batch}"),
     ("ours/this", "{0.ours_over_this:.3f}"),
     ("host us", "{0.host_us:.0f}"),
-    ("launches", "{0.launches}+{0.copies}"),
+    ("wall us", "{0.wall_us:.0f}"),
+    ("launches", "{0.launched}"),
     ("B/param", "{0.bytes_per_param:.0f}"),
     ("GB/s", "{0.gbps:.1f}"),
     ("% of copy", "{0.percent_of_copy:.1f}"),
     ("% at 28 B", "{0.necessary_percent:.1f}"),
 )
+_GPU_ONLY = ("host us", "wall us", "launches")
 
 
 def table(rows: Sequence[Row], *, on_gpu: bool) -> str:
     """Return an aligned table; a contender without times has its reason under it."""
-    headings = [h for h in _HEADINGS if on_gpu or h[0] not in ("host us", "launches")]
+    headings = [h for h in _HEADINGS if on_gpu or h[0] not in _GPU_ONLY]
     timed = [row for row in rows if row.median_us is not None]
     cells = [[title for title, _ in headings]]
-    cells += [[form.format(row) for _, form in headings] for row in timed]
+    cells += [[_cell(form, row) for _, form in headings] for row in timed]
     widths = [max(len(line[i]) for line in cells) for i in range(len(headings))]
     lines = [
         "  ".join(
@@ -154,35 +216,11 @@ def table(rows: Sequence[Row], *, on_gpu: bool) -> str:
     return "\n".join(lines)
 
 
-def draw(file: Path, rows: Sequence[Row], circumstances: Circumstances) -> bool:
-    """Draw a bar per contender; returns False where matplotlib is missing."""
+def _cell(form: str, row: Row) -> str:
     try:
-        from figure_style import COLOURS, stacked_axes
-    except ImportError:
-        return False
-    timed = [row for row in rows if row.median_us is not None]
-    clips = list(dict.fromkeys(row.clip for row in timed))
-    heights = tuple(0.7 + 0.32 * sum(row.clip == clip for row in timed) for clip in clips)
-    with stacked_axes(file, heights) as (_, axes):
-        for clip, axis in zip(clips, axes, strict=True):
-            group = [row for row in timed if row.clip == clip][::-1]
-            shares = [row.necessary_percent or 0.0 for row in group]
-            # Ours, the first contender, stands out at the top.
-            colours = [COLOURS[5]] * (len(group) - 1) + [COLOURS[0]]
-            bars = axis.barh([row.contender for row in group], shares, color=colours)
-            texts = [f"{row.median_us / 1e3:,.2f} ms" for row in group if row.median_us]
-            axis.bar_label(bars, texts, padding=4)
-            axis.set_title(f"clip: {clip.replace('_', ' ')}")
-            axis.set_xlim(0, max(118.0, 1.18 * max(row.necessary_percent or 0.0 for row in timed)))
-            axis.axvline(100, color="black", linewidth=1)
-            axis.grid(axis="y", visible=False)
-        axes[0].set_title(
-            f"{timed[0].model}, {timed[0].n_params:,} parameters, fp32\n"
-            f"{circumstances.hardware}, torch {circumstances.torch}\n\nclip: "
-            f"{clips[0].replace('_', ' ')}"
-        )
-        axes[-1].set_xlabel("share of the copy bandwidth at 28 bytes per parameter [%]")
-    return True
+        return form.format(row)
+    except TypeError:  # None has no decimals
+        return "-"
 
 
 def _commit() -> str:

@@ -1,6 +1,7 @@
 """Times one optimizer step of several implementations on the same parameters and gradients.
 
     python bench/bench_step.py --device cpu --model bert-base --threads 2 --out bench/results
+    python bench/bench_step.py --device cuda --model all --out bench/results
 
 What is timed: one call that clips (where the mode says so) and updates all parameters, fp32, in
 BERT's two groups. Parameters and gradients are shared by all contenders, moments are their own.
@@ -8,6 +9,10 @@ Gradients have a norm of 0.5 over all tensors and every limit is 1, so every coe
 1: all contenders do their full work, also those that scale gradients in place, and nobody's input
 changes. Before it is timed, each contender has to reproduce a float64 computation of its own
 semantics, with coefficients below 1; one that does not is refused.
+
+All modes of clipping are timed in the same rounds, in turns. Slow contenders get fewer rounds (the
+column says how many), and where memory does not hold all moments at once, contenders come in
+batches, each in turns with ours.
 """
 
 from __future__ import annotations
@@ -21,125 +26,25 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # a build in place is enough
 
-from bench_report import Circumstances, Row, draw, table, write_csv
-from contenders import (
-    CLIPS,
-    FUSED,
-    OURS,
-    Contender,
-    Groups,
-    WrongResult,
-    check,
-    contenders,
-    split_groups,
+from bench_figure import draw
+from bench_report import Circumstances, Row, table, write_csv
+from contenders import CLIPS, Contender, contenders
+from criteria import Results, verdicts
+from host_time import MODEL as HOST_MODEL
+from host_time import HostRow, host_table, host_times, write_host_csv
+from measurement import measure, refusals
+from model_shapes import MODELS
+
+#: What "all" is: the first ones answer the most criteria, should time run out.
+_ALL = (
+    "bert-large",
+    "bert-base",
+    "10000x1000",
+    "20x16M",
+    "1x1e9",
+    "modernbert-large",
+    "gpt2-xl",
 )
-from model_shapes import MODELS, Shapes, count_elements, decays
-from timing import (
-    Call,
-    DeviceClock,
-    Spread,
-    alternate,
-    copy_call,
-    count_launches,
-    idle_host_us,
-    paired_ratio,
-    wall_us,
-)
-from torch import nn
-
-COPY = "copy"
-#: Clip mode -> the most that ours may take of torch's fused AdamW with that clipping, for BERT-base
-#: on two CPU threads.
-CPU_LIMITS = {"per_tensor": 0.8, "none": 1.05}
-LIMITED_CASE = ("bert-base", 2)
-_GRAD_NORM = 0.5
-
-
-def make_groups(shapes: Shapes, device: torch.device) -> Groups:
-    """Random parameters with gradients of a small norm, in BERT's two groups."""
-    torch.manual_seed(0)
-    scale = _GRAD_NORM / count_elements(shapes) ** 0.5
-    params = {
-        name: nn.Parameter(torch.randn(s, device=device) * 0.02) for name, s in shapes.items()
-    }
-    for param in params.values():
-        param.grad = torch.randn_like(param) * scale
-    decayed = [param for name, param in params.items() if decays(name)]
-    return split_groups(decayed, [param for name, param in params.items() if not decays(name)])
-
-
-def build(
-    candidates: Sequence[Contender], groups: Groups, device: torch.device
-) -> tuple[dict[str, Call], dict[str, str]]:
-    """Return the steps that passed their check, and the reasons of those that did not."""
-    calls: dict[str, Call] = {}
-    notes: dict[str, str] = {}
-    for contender in candidates:
-        try:
-            check(contender, device)
-            # Optimizers keep and complete the dicts that they get.
-            calls[contender.name] = contender.build([dict(group) for group in groups])
-        except WrongResult as error:
-            notes[contender.name] = f"REFUSED: {error}"
-        except Exception as error:
-            if not contender.optional:
-                raise
-            # Such packages compile at first use and can fail in many ways; it is named, not hidden.
-            notes[contender.name] = f"missing: {type(error).__name__}: {error}".split("\n")[0]
-    return calls, notes
-
-
-def measure(
-    candidates: Sequence[Contender], model: str, device: torch.device, n_rounds: int
-) -> list[Row]:
-    """Time the candidates, all of one clip mode, in turns."""
-    shapes = MODELS[model]()
-    groups = make_groups(shapes, device)
-    calls, notes = build(candidates, groups, device)
-    copy, copy_bytes = copy_call(device)
-    on_gpu = device.type == "cuda"
-    clock: Callable[[Call], float] = DeviceClock(device) if on_gpu else wall_us
-    samples = alternate({**calls, COPY: copy}, n_rounds, clock)
-    copy_gbps = copy_bytes / Spread.of(samples[COPY]).median / 1e3
-    rows = []
-    for contender in candidates:
-        name = contender.name
-        known = (model, len(shapes), count_elements(shapes), contender.clip, name)
-        if name in notes:
-            rows.append(Row(*known, contender.bytes_per_param, note=notes[name]))
-            continue
-        spread = Spread.of(samples[name])
-        launches, copies = count_launches(calls[name]) if on_gpu else (None, None)
-        rows.append(
-            Row(
-                *known,
-                contender.bytes_per_param,
-                n_rounds,
-                spread.median,
-                spread.p20,
-                spread.p80,
-                paired_ratio(samples[OURS], samples[name]).median if OURS in calls else None,
-                idle_host_us(calls[name]) if on_gpu else None,
-                launches,
-                copies,
-                copy_gbps,
-            )
-        )
-    return rows
-
-
-def verdicts(rows: Sequence[Row]) -> list[str]:
-    """Say whether ours keeps to CPU_LIMITS, by the medians of the paired runs."""
-    lines = []
-    for row in rows:
-        limit = CPU_LIMITS.get(row.clip)
-        if row.contender == FUSED and limit is not None and row.ours_over_this is not None:
-            word = "met" if row.ours_over_this <= limit else "NOT met"
-            lines.append(
-                f"{row.clip}: ours takes {row.ours_over_this:.3f} of {FUSED}, "
-                f"at most {limit} wanted: {word}"
-            )
-    return lines
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -147,13 +52,41 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default=None)
-    parser.add_argument("--model", choices=MODELS, default="bert-base")
+    parser.add_argument(
+        "--model", choices=(*MODELS, "all"), nargs="+", default=["bert-base"], help="one or more"
+    )
     parser.add_argument("--clip", choices=(*CLIPS, "all"), default="all")
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
-    parser.add_argument("--rounds", type=int, default=20, help="timed calls of each contender")
-    parser.add_argument("--out", type=Path, help="folder for the CSV and the PNG")
+    parser.add_argument(
+        "--rounds", type=int, default=20, help="timed calls of each contender that is not slow"
+    )
+    parser.add_argument("--out", type=Path, help="folder for the CSVs and the PNGs")
     parser.add_argument("--commit", help="for the CSV, where the sources are not a git checkout")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.rounds < 1:
+        parser.error("--rounds has to be at least 1")
+    return args
+
+
+def report(rows: Sequence[Row], circumstances: Circumstances, out: Path | None) -> None:
+    """Print the table of one model; write its CSV and figure."""
+    first = rows[0]
+    on_gpu = circumstances.device == "cuda"
+    print(f"\n{first.model}: {first.n_tensors} tensors, {first.n_params:,} parameters, fp32")
+    print(table(rows, on_gpu=on_gpu))
+    copy_gbps = next((row.copy_gbps for row in rows if row.copy_gbps), 0.0)
+    print(f"copy bandwidth, read + written, same rounds: {copy_gbps:.1f} GB/s")
+    n_batches = max(row.batch for row in rows)
+    if n_batches > 1:
+        print(
+            f"{n_batches} batches, each in turns with ours (batch 0): memory did not hold the "
+            "moments of all"
+        )
+    if out:
+        stem = out / f"bench_step_{circumstances.device}_{first.model}"
+        write_csv(stem.with_suffix(".csv"), rows, circumstances)
+        drawn = draw(stem.with_suffix(".png"), rows, circumstances)
+        print(f"wrote {stem}.csv" + (" and .png" if drawn else "; no figure without matplotlib"))
 
 
 def main(
@@ -166,27 +99,30 @@ def main(
         torch.set_num_threads(args.threads)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     circumstances = Circumstances.here(device, args.commit)
-    rows: list[Row] = []
-    for clip in CLIPS if args.clip == "all" else [args.clip]:
-        rows += measure(candidates(clip, device.type), args.model, device, args.rounds)
-    on_gpu = device.type == "cuda"
     print(
-        f"{args.model}: {rows[0].n_tensors} tensors, {rows[0].n_params:,} parameters, fp32\n"
         f"{circumstances.hardware}, {circumstances.threads} threads, load average "
         f"{circumstances.load:.1f}, torch {circumstances.torch}, driver "
-        f"{circumstances.driver or '-'}; {args.rounds} rounds\n"
+        f"{circumstances.driver or '-'}"
     )
-    print(table(rows, on_gpu=on_gpu))
-    copies = sorted({row.copy_gbps for row in rows if row.copy_gbps})
-    print("copy bandwidth, read + written, per mode:", ", ".join(f"{c:.1f} GB/s" for c in copies))
-    if not on_gpu and (args.model, circumstances.threads) == LIMITED_CASE:
-        print("\n".join(verdicts(rows)))
-    if args.out:
-        stem = args.out / f"bench_step_{device.type}_{args.model}"
-        write_csv(stem.with_suffix(".csv"), rows, circumstances)
-        drawn = draw(stem.with_suffix(".png"), rows, circumstances)
-        print(f"wrote {stem}.csv" + (" and .png" if drawn else "; no figure without matplotlib"))
-    return int(any(row.note.startswith("REFUSED") for row in rows))
+    clips = CLIPS if args.clip == "all" else (args.clip,)
+    chosen = [each for clip in clips for each in candidates(clip, device.type)]
+    refused = refusals(chosen, device)
+    models = _ALL if "all" in args.model else tuple(dict.fromkeys(args.model))
+    all_rows: list[Row] = []
+    host_rows: list[HostRow] = []
+    for model in models:
+        rows = measure(chosen, model, device, args.rounds, refused)
+        report(rows, circumstances, args.out)
+        all_rows += rows
+        if device.type == "cuda" and model == HOST_MODEL:
+            host_rows = host_times(device)
+            print(host_table(host_rows))
+            if args.out:
+                file = args.out / f"host_time_{device.type}_{model}.csv"
+                write_host_csv(file, host_rows, circumstances)
+    results = Results(all_rows, host_rows)
+    print("", *verdicts(device.type, circumstances.threads, results), sep="\n")
+    return int(any(row.note.startswith("REFUSED") for row in all_rows))
 
 
 if __name__ == "__main__":

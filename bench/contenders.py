@@ -20,12 +20,17 @@ from bertadam_cuda.reference import bert_adam_step, clip_coefficient, gradient_n
 
 Groups = list[dict[str, Any]]
 Step = Callable[[], object]
+Clip = Callable[[list[Tensor], float], object]
 
 LR, BETAS, EPS, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-3, (0.9, 0.999), 1e-6, 0.01, 1.0
 CLIPS = ("per_tensor", "global", "none")
 _GPU, _CPU = ("cuda",), ("cpu",)
 OURS = "bertadam_cuda"
 FUSED = "torch AdamW(fused)"
+PLAIN = "plain BertAdam loop"
+APEX = "apex FusedAdam"
+APEX_NO_WAIT = "apex FusedAdam, no wait"
+DEEPSPEED_CPU = "DeepSpeedCPUAdam"
 
 # Bytes per fp32 parameter, each tensor that an operation reads or writes counted once.
 _UPDATE = 28.0  # p, g, m, v read; p, m, v written
@@ -61,6 +66,10 @@ class Contender:
     only_on: tuple[str, ...] = ()
 
     @property
+    def label(self) -> str:
+        return f"{self.name}, clip {self.clip}"
+
+    @property
     def optional(self) -> bool:
         return bool(self.only_on)
 
@@ -68,21 +77,24 @@ class Contender:
 def contenders(clip: str, device: str) -> list[Contender]:
     """Return what can clip in this way on this device, our own first."""
     clip_bytes = 0.0 if clip == "none" else _NORM + _SCALE
-    # Gradients are read once more for the norm, unless they stay in a cache until the update.
-    own_bytes = _UPDATE + (0.0 if clip == "none" else _NORM)
+    # A tensor's gradient stays on the chip from its norm to its update. The norm over all tensors
+    # is known after the last one, so all gradients are read again.
+    own_bytes = _UPDATE + (_NORM if clip == "global" else 0.0)
     fused, foreach = _torch_adamw(clip, fused=True), _torch_adamw(clip, foreach=True)
     clipped_update = _UPDATE + clip_bytes
     every = [
         Contender(OURS, clip, own_bytes, _bert_adam(BertAdam, clip), False),
         Contender(FUSED, clip, clipped_update, fused, True),
         Contender("torch AdamW(foreach)", clip, _FOREACH + clip_bytes, foreach, True),
-        Contender(
-            "plain BertAdam loop", clip, _PLAIN + clip_bytes, _bert_adam(PlainBertAdam, clip), False
-        ),
-        Contender("apex FusedAdam", clip, clipped_update, _apex(clip), True, _GPU),
+        Contender(PLAIN, clip, _PLAIN + clip_bytes, _bert_adam(PlainBertAdam, clip), False),
+        Contender(APEX, clip, clipped_update, _apex(clip), True, _GPU),
         Contender("DeepSpeed FusedAdam", clip, clipped_update, _deepspeed_fused(clip), True, _GPU),
-        Contender("DeepSpeedCPUAdam", clip, clipped_update, _deepspeed_cpu(clip), True, _CPU),
+        Contender(DEEPSPEED_CPU, clip, clipped_update, _deepspeed_cpu(clip), True, _CPU),
     ]
+    if clip == "global":
+        every.append(
+            Contender(APEX_NO_WAIT, clip, clipped_update, _apex(clip, _apex_norm), True, _GPU)
+        )
     return [contender for contender in every if device in (contender.only_on or device)]
 
 
@@ -105,16 +117,29 @@ def _torch_adamw(clip: str, **implementation: bool) -> Callable[[Groups], Step]:
     return build
 
 
-def _apex(clip: str) -> Callable[[Groups], Step]:
+def _apex(clip: str, clip_global: Clip | None = None) -> Callable[[Groups], Step]:
     def build(groups: Groups) -> Step:
         from apex.contrib.clip_grad import clip_grad_norm_ as apex_clip
         from apex.optimizers import FusedAdam
 
         optimizer = FusedAdam(groups, lr=LR, betas=BETAS, eps=EPS)
         # Its l2norm and scale kernels; it has nothing for one tensor at a time.
-        return _clipped(optimizer.step, clip, groups, apex_clip)
+        return _clipped(optimizer.step, clip, groups, clip_global or apex_clip)
 
     return build
+
+
+def _apex_norm(params: list[Tensor], max_norm: float) -> None:
+    """Clip as apex does, without its wait: apex hands the coefficient to its scale kernel from the
+    host, so nothing can be launched until the norm is there. torch's scale takes it on the device.
+    """
+    import amp_C
+    from apex.multi_tensor_apply import multi_tensor_applier
+
+    grads = [param.grad for param in params]
+    unused_flag = torch.zeros(1, dtype=torch.int32, device=grads[0].device)
+    norm, _ = multi_tensor_applier(amp_C.multi_tensor_l2norm, unused_flag, [grads], False)
+    torch._foreach_mul_(grads, (max_norm / (norm[0] + 1e-6)).clamp(max=1.0))
 
 
 def _deepspeed_fused(clip: str) -> Callable[[Groups], Step]:
@@ -141,7 +166,7 @@ def _clipped(
     step: Step,
     clip: str,
     groups: Groups,
-    clip_global: Callable[[list[Tensor], float], object] = clip_grad_norm_,
+    clip_global: Clip = clip_grad_norm_,
 ) -> Step:
     """Put torch's clipping before a step that has none of its own."""
     params = [param for group in groups for param in group["params"]]
@@ -236,7 +261,7 @@ def _compare(
         # A NaN is no smaller than anything.
         if not error <= slack:
             raise WrongResult(
-                f"{contender.name}, clip {contender.clip}: after step {t} tensor {i} differs from "
+                f"{contender.label}: after step {t} tensor {i} differs from "
                 f"float64 by {error:.3g}, expected at most {slack:.3g}"
             )
 

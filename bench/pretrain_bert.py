@@ -3,9 +3,12 @@
     python bench/pretrain_bert.py                        the defaults of this machine
     python bench/pretrain_bert.py --corpus a.txt b.txt   your text, blank lines between documents
     python bench/pretrain_bert.py --compare reference    against a plain PyTorch BertAdam
+    python bench/pretrain_bert.py --profile              the optimizers' share of an iteration
 
 Without --corpus the text is the English that this Python carries; nothing is downloaded. Written
-to --out: log.jsonl, losses.png, and the vocabulary in a cache.
+to --out: log.jsonl, losses.png, and the vocabulary in a cache. --profile needs no text; it writes
+profile_DEVICE_bert-MODEL.csv and .png, and its defaults are BERT-large, vocabulary 30522, sequence
+128, dropout 0.1.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import argparse
 import importlib.util
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,11 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
 
 ROOT = Path(__file__).resolve().parents[1]
+PROFILE_ONLY = ("profile_batches", "commit")
+USED_BY_PROFILE = {
+    *("profile", *PROFILE_ONLY, "out"),
+    *("size", "vocab_size", "seq_len", "dropout", "device", "dtype", "seed"),
+}
 NEEDED = ("torch", "numpy", "transformers", "tokenizers", "matplotlib", "tqdm")
 
 
@@ -93,6 +102,16 @@ def parser() -> argparse.ArgumentParser:
     rule.add_argument("--clip", choices=CLIPS)
     rule.add_argument("--max-grad-norm", type=float)
     rule.add_argument("--weight-decay", type=float)
+    profile = options.add_argument_group("profile of an iteration, instead of a run")
+    profile.add_argument(
+        "--profile",
+        action="store_true",
+        help="measure the share of clip + optimizer in an iteration, with BertAdam, torch and apex",
+    )
+    profile.add_argument(
+        "--profile-batches", type=int, nargs="+", metavar="N", help="sequences per iteration"
+    )
+    profile.add_argument("--commit", help="for the CSV, where the sources are not a git checkout")
     return options
 
 
@@ -110,7 +129,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     import torch
 
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # A profile measures what users run, and kernels that are deterministic can be slower.
+    torch.use_deterministic_algorithms(not options.profile, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, hides nothing here
     try:
         return launch(options)
@@ -132,6 +152,10 @@ def launch(options: argparse.Namespace) -> int:
         given["schedule_args"] = dict(given["schedule_args"])
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"pretrain_bert: --out {options.out} is a file, expected a folder")
+    if options.profile:
+        return launch_profile(options, given)
+    if unused := changed(options, PROFILE_ONLY):
+        raise ValueError(f"pretrain_bert: {', '.join(unused)}: only with --profile")
     if options.compare is None:
         pretraining.pretrain(
             given,
@@ -150,6 +174,29 @@ def launch(options: argparse.Namespace) -> int:
         )
     settings = complete(given)
     return comparison.compare(settings, options.corpus, options.out, options.reference_runs)
+
+
+def launch_profile(options: argparse.Namespace, given: dict[str, Any]) -> int:
+    import profile_iteration
+    from settings import complete
+
+    if unused := changed(options, vars(options).keys() - USED_BY_PROFILE):
+        raise ValueError(
+            "pretrain_bert: --profile measures fixed optimizers on random tokens, batches by"
+            f" --profile-batches; leave out {', '.join(unused)}"
+        )
+    chosen = {name: value for name, value in given.items() if value is not None}
+    settings = complete({**profile_iteration.DEFAULTS, **chosen})
+    batches = options.profile_batches or profile_iteration.BATCHES
+    return profile_iteration.profile(settings, batches, options.out, options.commit)
+
+
+def changed(options: argparse.Namespace, names: Iterable[str]) -> list[str]:
+    """Those of the options that were given, as they are written on the command line."""
+    from settings import option
+
+    plain = parser().parse_args([])
+    return [option(n) for n in sorted(names) if getattr(options, n) != getattr(plain, n)]
 
 
 if __name__ == "__main__":

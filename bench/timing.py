@@ -20,7 +20,9 @@ Call = Callable[[], object]
 
 #: Larger than any cache that should not help from one call to the next.
 COPY_BYTES = {"cpu": 2**29, "cuda": 2**31}
-_WARM_UPS = 2
+#: A host that needs half of it for one call launches more than any queue holds.
+_LONGEST_SLEEP_US = 200_000.0
+_IDLE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class DeviceClock:
 
     A sleep on the device that outlasts the host's part keeps the queue filled, so launch overhead
     does not show, and the L2 cache is overwritten before. A call with more launches than the
-    queue holds (about 1,000) is still bound by the host: the sleep ends while it launches.
+    queue holds (about 1,000) is still bound by the host: the sleep ends while it launches. So is
+    one that waits for the device on its way. The clock keeps its calls alive.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -63,10 +66,11 @@ class DeviceClock:
 
     def __call__(self, call: Call) -> float:
         if call not in self._host_us:
-            self._host_us[call] = idle_host_us(call, n_calls=3)
+            self._host_us[call] = IdleTimes.of(call, n_calls=3).host.median
         self._flush.zero_()
         # Twice the host's time: a single launch varies by that much.
-        torch.cuda._sleep(int((2 * self._host_us[call] + 100) * self._cycles_per_us))
+        sleep_us = min(2 * self._host_us[call] + 100, _LONGEST_SLEEP_US)
+        torch.cuda._sleep(int(sleep_us * self._cycles_per_us))
         return _between_events_us(call)
 
 
@@ -87,39 +91,60 @@ def _between_events_us(call: Call) -> float:
     return begin.elapsed_time(end) * 1e3
 
 
-def idle_host_us(call: Call, n_calls: int = 20) -> float:
-    """Median time until a call returns, on a queue that is empty when it begins."""
-    samples = []
-    for _ in range(n_calls):
-        torch.cuda.synchronize()
-        samples.append(wall_us(call))
-    torch.cuda.synchronize()
-    return statistics.median(samples)
+@dataclass(frozen=True)
+class IdleTimes:
+    """What a call takes that begins on an idle queue.
+
+    host: until it returns.
+    wall: until the device is done with it, too.
+    """
+
+    host: Spread
+    wall: Spread
+
+    @classmethod
+    def of(cls, call: Call, n_calls: int, seconds: float = _IDLE_SECONDS) -> IdleTimes:
+        """Time up to n_calls, at least one; none begins after `seconds`."""
+        synchronize = torch.cuda.synchronize if torch.cuda.is_available() else _nothing
+        host, wall = [], []
+        deadline = time.perf_counter() + seconds
+        while not host or (len(host) < n_calls and time.perf_counter() < deadline):
+            synchronize()
+            start = time.perf_counter_ns()
+            call()
+            returned = time.perf_counter_ns()
+            synchronize()
+            host.append((returned - start) / 1e3)
+            wall.append((time.perf_counter_ns() - start) / 1e3)
+        return cls(Spread.of(host), Spread.of(wall))
+
+
+def _nothing() -> None:
+    """A CPU is done when the call returns."""
 
 
 def alternate(
-    calls: Mapping[str, Call], n_rounds: int, clock: Callable[[Call], float]
+    calls: Mapping[str, Call], n_rounds: Mapping[str, int], clock: Callable[[Call], float]
 ) -> dict[str, list[float]]:
-    """Time every call once per round; the i-th samples of all calls belong together.
+    """Time every call once per round, for as many rounds as it has.
 
-    Machines drift by percents within minutes, so contenders are compared within a round. The
-    first call of a round changes from round to round, so none always follows the same one.
+    The i-th samples of all calls belong together: machines drift by percents within minutes, so
+    contenders are compared within a round. The first call of a round changes from round to round,
+    so none always follows the same one.
     """
     names = list(calls)
-    for name in names:
-        for _ in range(_WARM_UPS):
-            calls[name]()
     samples: dict[str, list[float]] = {name: [] for name in names}
-    for n in range(n_rounds):
+    for n in range(max(n_rounds.values())):
         first = n % len(names)
         for name in names[first:] + names[:first]:
-            samples[name].append(clock(calls[name]))
+            if n < n_rounds[name]:
+                samples[name].append(clock(calls[name]))
     return samples
 
 
 def paired_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Spread:
-    """Spread of the ratios within each round."""
-    return Spread.of([a / b for a, b in zip(numerator, denominator, strict=True)])
+    """Spread of the ratios within each round that both have."""
+    return Spread.of([a / b for a, b in zip(numerator, denominator, strict=False)])
 
 
 def copy_call(device: torch.device) -> tuple[Call, int]:

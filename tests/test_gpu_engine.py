@@ -52,9 +52,9 @@ def events_of(opt: BertAdam, n_steps: int) -> list[Any]:
 
 
 @modes
-@pytest.mark.parametrize(("n_params", "copies"), [(50, 0), (2000, 1)], ids=["inline", "staged"])
+@pytest.mark.parametrize(("n_params", "copies"), [(50, 0), (5000, 1)], ids=["inline", "staged"])
 def test_a_step_is_one_kernel_launch(settings: dict[str, Any], n_params: int, copies: int) -> None:
-    """Of 2,000 parameters the table does not fit the kernel's arguments: one copy goes ahead."""
+    """Of 5,000 parameters the gradients do not fit the kernel's arguments: one copy goes ahead."""
     opt = two_groups(make_params(n_params, 1000), **settings)
     for _ in range(3):
         opt.step()
@@ -69,7 +69,7 @@ def test_a_step_is_one_kernel_launch(settings: dict[str, Any], n_params: int, co
     kernels = [name for name in on_device if "step_kernel" in name]
     assert len(kernels) == n_steps
     assert len(on_device) == n_steps * (1 + copies), on_device
-    assert opt._plans[0].staged == bool(copies)
+    assert opt._plans[0].n_copies == copies
 
 
 @modes
@@ -188,7 +188,7 @@ def test_a_step_follows_what_its_stream_did_before(settings: dict[str, Any]) -> 
         assert torch.equal(param, twin)
 
 
-@pytest.mark.parametrize("n_params", [20, 2000], ids=["inline", "staged"])
+@pytest.mark.parametrize("n_params", [20, 5000], ids=["inline", "staged"])
 def test_steps_in_a_row_use_their_own_gradients(n_params: int) -> None:
     """Nothing that a launch still reads is overwritten by the host."""
     params = [nn.Parameter(torch.randn(3000)) for _ in range(n_params)]
@@ -249,5 +249,6 @@ def test_no_step_leaves_its_counters_dirty() -> None:
     opt = two_groups(make_params(30, 50_000), clip="global")
     for step in range(3):
         opt.step()
-        counters = opt._plans[0].scratch[0][: 4 * 32 * 4].view(torch.int32)[::32].tolist()
-        assert counters == [0, 0, step + 1, 0]  # ticket, workers done, epoch, tensors summed
+        counters = opt._plans[0].scratch[0][: 5 * 4].view(torch.int32).tolist()
+        # ticket, workers done, epoch, draws postponed and resumed
+        assert counters == [0, 0, step + 1, 0, 0]

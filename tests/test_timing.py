@@ -15,11 +15,14 @@ import timing
 
 def test_rounds_alternate_and_begin_with_another_call_each_time() -> None:
     calls: list[str] = []
-    alternate = timing.alternate(
-        {name: lambda name=name: calls.append(name) for name in "abc"}, 4, timing.wall_us
+    samples = timing.alternate(
+        {name: lambda name=name: calls.append(name) for name in "abc"},
+        {"a": 4, "b": 2, "c": 4},
+        timing.wall_us,
     )
-    assert {name: len(samples) for name, samples in alternate.items()} == dict.fromkeys("abc", 4)
-    assert "".join(calls) == "aabbcc" + "abc" + "bca" + "cab" + "abc"
+    assert {name: len(times) for name, times in samples.items()} == {"a": 4, "b": 2, "c": 4}
+    # The slow one takes part in the first rounds, so its samples belong to those of the others.
+    assert "".join(calls) == "abc" + "bca" + "ca" + "ac"
 
 
 def test_spread_and_paired_ratio_are_order_statistics() -> None:
@@ -27,6 +30,17 @@ def test_spread_and_paired_ratio_are_order_statistics() -> None:
     assert (spread.median, spread.p20, spread.p80) == (3.5, 2.0, 5.0)
     # Each round is twice as slow as the one before; within a round the ratio is one half.
     assert timing.paired_ratio([1, 2, 4], [2, 4, 8]).median == 0.5
+    # Rounds that only one of them has do not count.
+    assert timing.paired_ratio([1, 2, 400], [2, 4]).median == 0.5
+
+
+def test_idle_times_stop_at_their_number_of_calls_or_deadline() -> None:
+    calls: list[float] = []
+    times = timing.IdleTimes.of(lambda: calls.append(time.sleep(0.02) or 0.0), 3, seconds=60.0)
+    assert len(calls) == 3
+    assert 20_000 <= times.host.median <= times.wall.median
+    timing.IdleTimes.of(lambda: calls.append(0.0), 3, seconds=0.0)
+    assert len(calls) == 4
 
 
 def test_wall_clock_counts_microseconds() -> None:

@@ -23,9 +23,6 @@
 namespace bertadam::binding {
 namespace {
 
-// 256 KB of each array. With 64 KB, steps on BERT-base's shapes took 3 % longer, with 1 MB the same (2 threads of a
-// Xeon, 2026-11).
-constexpr int64_t kCpuChunkElements = kMaxLeaves * kLeafElements;
 // Fewer elements than this are not worth a second thread (about 5 us to start a parallel region).
 constexpr int64_t kCpuElementsPerWorker = 32 * 1024;
 
@@ -59,7 +56,9 @@ Execution::Execution(std::string where, at::Device device, std::vector<int64_t> 
       n_elements_(std::move(n_elements)),
       group_(std::move(group)),
       n_groups_(n_groups),
-      table_(n_groups * sizeof(GroupScalars) + n_elements_.size() * sizeof(TensorRow)),
+      groups_(n_groups),
+      rows_(n_elements_.size()),
+      grads_(n_elements_.size()),
       n_skipped_(std::move(n_skipped)) {
   const auto options = at::TensorOptions().device(device_);
   const auto n = static_cast<int64_t>(n_elements_.size());
@@ -89,8 +88,11 @@ void Execution::prepare() {
                              "(python -m bertadam_cuda tells more)");
   }
 #endif
-  const GroupScalars* const all = groups();
-  const bool null_step = std::all_of(all, all + n_groups_, [](const GroupScalars& group) { return group.lr == 0.0; });
+  bool null_step = true;
+  for (size_t i = 0; i < n_groups_; ++i) {
+    groups_[i].needs_norm = settings_.group_needs_norm[i];
+    null_step = null_step && groups_[i].lr == 0.0;
+  }
   if (!list_fits_ || null_step != null_step_) make_list(null_step);
 }
 
@@ -104,6 +106,7 @@ void Execution::make_list(bool null_step) {
               " work items, at most 2^31 are supported");
   items_ = upload(plan_.items.data(), plan_.items.size() * sizeof(WorkItem));
   tensors_ = upload(plan_.tensors.data(), plan_.tensors.size() * sizeof(PlanTensor));
+  large_ = upload(plan_.large.data(), plan_.large.size() * sizeof(uint32_t));
   norms_ = at::full_like(norms_, kNaN);  // not in place: the user may hold the last step's
   scratch_.clear();
   null_step_ = null_step;
@@ -113,13 +116,20 @@ void Execution::make_list(bool null_step) {
 PlanOptions Execution::plan_options(bool wait_for_all) const {
 #if defined(BERTADAM_WITH_CUDA)
   if (device_.is_cuda()) {
-    int blocks = 0;
-    const int error = cuda::resident_blocks(device_.index(), &blocks);
+    cuda::RingShape shape{};
+    const int error = cuda::ring_shape(device_.index(), &shape);
     TORCH_CHECK(error == 0, where_, ": CUDA error while planning: ", cuda::error_string(error));
-    return {cuda::kChunkElements, wait_for_all, int64_t{blocks} * cuda::kLookaheadPerBlock};
+    const int64_t kept_slots = std::max<int64_t>(1, int64_t{shape.n_slots} - cuda::kSlotsInPassage);
+    return {cuda::kPartElements, cuda::kItemsPerDraw, wait_for_all, PlanOrder::kRetaining,
+            retained_draws_ >= 0 ? retained_draws_ : shape.blocks * kept_slots};
   }
 #endif
-  return {kCpuChunkElements, wait_for_all, 0};
+  return {cpu::kPartElements, 1, wait_for_all, PlanOrder::kInTurn};
+}
+
+void Execution::set_retained_draws(int64_t n) {
+  retained_draws_ = n;
+  list_fits_ = false;
 }
 
 at::Tensor Execution::upload(const void* data, size_t bytes) const {
@@ -129,26 +139,25 @@ at::Tensor Execution::upload(const void* data, size_t bytes) const {
 }
 
 Execution::Scratch Execution::make_scratch() const {
-  const size_t n = n_elements_.size();
-  const size_t counters = padded(4 * 32 * sizeof(uint32_t));  // each counter on a cache line of its own
-  const size_t arrivals = padded(n * sizeof(uint32_t));
-  const size_t coefficients = padded(n * sizeof(uint64_t));
-  const size_t bytes = counters + 2 * arrivals + coefficients + static_cast<size_t>(plan_.n_nodes) * sizeof(double);
+  const size_t n_nodes = static_cast<size_t>(plan_.n_nodes);
+  const size_t nodes = padded(sizeof(Counters));
+  const size_t node_bytes = sizeof(double) * (device_.is_cuda() ? 2 : 1);
+  const size_t arrivals = nodes + padded(n_nodes * node_bytes);
+  const size_t coefficients = arrivals + padded(n_nodes * sizeof(uint32_t));
+  const size_t postponed = coefficients + padded(std::max(n_elements_.size(), n_groups_) * sizeof(uint64_t));
+  const size_t end = postponed + padded(n_draws() * sizeof(uint64_t));
   Scratch scratch;
-  scratch.memory = at::zeros({static_cast<int64_t>(bytes)}, at::TensorOptions().dtype(at::kByte).device(device_));
-  auto* base = static_cast<unsigned char*>(scratch.memory.mutable_data_ptr());
-  auto* const words = reinterpret_cast<uint32_t*>(base);
-  Workspace& w = scratch.workspace;
-  w.ticket = words;
-  w.workers_done = words + 32;
-  w.epoch = words + 64;
-  w.tensors_summed = words + 96;
-  w.norm_arrivals = reinterpret_cast<uint32_t*>(base += counters);
-  w.update_arrivals = reinterpret_cast<uint32_t*>(base += arrivals);
-  w.coefficients = reinterpret_cast<uint64_t*>(base += arrivals);
-  w.nodes = reinterpret_cast<double*>(base += coefficients);
+  scratch.memory = at::zeros({static_cast<int64_t>(end)}, at::TensorOptions().dtype(at::kByte).device(device_));
+  auto* const base = static_cast<unsigned char*>(scratch.memory.mutable_data_ptr());
+  scratch.workspace.counters = reinterpret_cast<Counters*>(base);
+  scratch.workspace.nodes = reinterpret_cast<double*>(base + nodes);
+  scratch.workspace.arrivals = reinterpret_cast<uint32_t*>(base + arrivals);
+  scratch.workspace.coefficients = reinterpret_cast<uint64_t*>(base + coefficients);
+  scratch.workspace.postponed = reinterpret_cast<uint64_t*>(base + postponed);
   return scratch;
 }
+
+size_t Execution::n_draws() const { return plan_.items.size() / static_cast<size_t>(plan_.items_per_draw); }
 
 Execution::Scratch& Execution::scratch_of(void* stream) {
   auto found = scratch_.find(stream);
@@ -160,12 +169,15 @@ StepArgs Execution::step_args(const Workspace& workspace) const {
   StepArgs args{};
   args.items = static_cast<const WorkItem*>(items_.const_data_ptr());
   args.tensors = static_cast<const PlanTensor*>(tensors_.const_data_ptr());
-  args.n_items = static_cast<uint32_t>(plan_.items.size());
+  args.large = static_cast<const uint32_t*>(large_.const_data_ptr());
+  args.n_large = static_cast<uint32_t>(plan_.large.size());
+  args.n_draws = static_cast<uint32_t>(n_draws());
   args.n_tensors = static_cast<uint32_t>(n_elements_.size());
   args.n_groups = static_cast<uint32_t>(n_groups_);
   args.total_tree = plan_.n_nodes - tree_nodes(static_cast<int64_t>(n_elements_.size()));
   args.clip_by_total_norm = settings_.clip_by_total_norm;
   args.skip_nonfinite = settings_.skip_nonfinite;
+  args.has_norms = plan_.has_norms;
   args.wait_for_all = plan_.waits_for_all;
   args.skip_if_all_zero = null_step_;
   args.workspace = workspace;
@@ -185,9 +197,9 @@ void Execution::run() {
 
 void Execution::run_on_cpu() {
   StepArgs args = step_args(scratch_of(nullptr).workspace);
-  args.groups = groups();
-  args.rows = rows();
-  args.chunk_elements = kCpuChunkElements;
+  args.groups = groups_.data();
+  args.rows = rows_.data();
+  args.grads = grads_.data();
   int64_t n_elements = 0;
   for (const int64_t n : n_elements_) n_elements += n;
   const int64_t useful = std::max<int64_t>(1, n_elements / kCpuElementsPerWorker);
@@ -210,12 +222,13 @@ void Execution::run_on_cuda() {
   if (!scratch.launcher) {
     scratch.launcher = std::make_unique<cuda::Launcher>(device_.index());
     // Freed memory is handed out again once this stream has passed, too.
-    for (const at::Tensor& tensor : {scratch.memory, items_, tensors_, norms_, total_norm_, clip_coefficients_}) {
+    for (const at::Tensor& tensor :
+         {scratch.memory, items_, tensors_, large_, norms_, total_norm_, clip_coefficients_}) {
       tensor.record_stream(stream);
     }
   }
-  const int error =
-      scratch.launcher->launch_adam_float32(step_args(scratch.workspace), table_, stream.native_handle(), workers);
+  const int error = scratch.launcher->launch_adam_float32(step_args(scratch.workspace), {groups_, rows_, grads_},
+                                                          stream.native_handle(), workers);
   TORCH_CHECK(error == 0, where_, ": the step could not be launched on ", device_, ": ", cuda::error_string(error));
 #endif
 }
@@ -231,13 +244,14 @@ std::optional<at::Tensor> Execution::total_norm() const {
   return settings_.clip_by_total_norm && grad_norms() ? std::optional(total_norm_) : std::nullopt;
 }
 
-bool Execution::staged() const {
+int Execution::n_copies() const {
+  int n = 0;
 #if defined(BERTADAM_WITH_CUDA)
   for (const auto& [stream, scratch] : scratch_) {
-    if (scratch.launcher && scratch.launcher->staged()) return true;
+    if (scratch.launcher) n = std::max(n, scratch.launcher->n_copies());
   }
 #endif
-  return false;
+  return n;
 }
 
 std::vector<at::Tensor> Execution::scratch() const {

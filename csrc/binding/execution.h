@@ -37,9 +37,10 @@ class Execution {
 
   void configure(ExecutionSettings settings);
 
-  // Filled by the caller: groups when their settings change, rows at every step.
-  GroupScalars* groups() { return reinterpret_cast<GroupScalars*>(table_.data()); }
-  TensorRow* rows() { return reinterpret_cast<TensorRow*>(table_.data() + n_groups_ * sizeof(GroupScalars)); }
+  // Filled by the caller: groups when their settings change, rows and gradients at every step.
+  GroupScalars* groups() { return groups_.data(); }
+  TensorRow* rows() { return rows_.data(); }
+  const void** grads() { return grads_.data(); }
 
   // The work of the next step. Makes a list where the last one does not fit; a capture of the stream is refused.
   void prepare();
@@ -50,11 +51,15 @@ class Execution {
   at::Tensor clip_coefficients() const { return clip_coefficients_; }
   at::Device device() const { return device_; }
 
-  // For tests: the number of blocks or CPU workers, 0 for the backend's choice; how many threads the last step on the
-  // CPU ran on; whether the last launch copied its table first; the scratch of every stream.
+  // For tests: the number of blocks or CPU workers, 0 for the backend's choice; of how many draws gradients are kept on
+  // chip, -1 for the backend's choice;
+  // how many threads the last step on the CPU ran on; how many tables the last launch copied first; the scratch of
+  // every stream.
   int workers = 0;
+  void set_retained_draws(int64_t n);
+  int64_t retained_draws() const { return retained_draws_; }
   size_t n_threads = 0;
-  bool staged() const;
+  int n_copies() const;
   std::vector<at::Tensor> scratch() const;
 
  private:
@@ -68,6 +73,7 @@ class Execution {
 
   void make_list(bool null_step);
   PlanOptions plan_options(bool wait_for_all) const;
+  size_t n_draws() const;
   at::Tensor upload(const void* data, size_t bytes) const;
   Scratch& scratch_of(void* stream);
   Scratch make_scratch() const;
@@ -83,9 +89,12 @@ class Execution {
   ExecutionSettings settings_;
   bool null_step_ = false;  // every learning rate is 0: the step counts only if some gradient is not
   bool list_fits_ = false;
+  int64_t retained_draws_ = -1;
   Plan plan_;
-  at::Tensor items_, tensors_;        // the plan on the device
-  std::vector<unsigned char> table_;  // groups, then rows
+  at::Tensor items_, tensors_, large_;  // the plan on the device
+  std::vector<GroupScalars> groups_;
+  std::vector<TensorRow> rows_;
+  std::vector<const void*> grads_;    // null: none
   std::map<void*, Scratch> scratch_;  // by stream
   at::Tensor norms_, total_norm_, clip_coefficients_, n_skipped_;
 };

@@ -17,17 +17,18 @@ namespace py = pybind11;
 namespace bertadam::binding {
 namespace {
 
-py::dict plan(const std::vector<int64_t>& n_elements, const std::vector<bool>& needs_norm, int64_t chunk_elements,
-              bool wait_for_all, int64_t lookahead_chunks) {
+py::dict plan(const std::vector<int64_t>& n_elements, const std::vector<bool>& needs_norm, int64_t part_elements,
+              int64_t items_per_draw, bool wait_for_all, bool in_turn, int64_t retained_draws) {
+  const PlanOrder order = in_turn ? PlanOrder::kInTurn : PlanOrder::kRetaining;
   const Plan plan = make_plan(n_elements, std::vector<uint32_t>(n_elements.size(), 0), needs_norm,
-                              {chunk_elements, wait_for_all, lookahead_chunks});
+                              {part_elements, items_per_draw, wait_for_all, order, retained_draws});
   const auto n_items = static_cast<int64_t>(plan.items.size());
-  at::Tensor items = at::empty({n_items, 3}, at::kLong);  // tensor, chunk, kinds
+  at::Tensor items = at::empty({n_items, 3}, at::kLong);  // tensor (-1: none), part, kinds
   int64_t* out = items.mutable_data_ptr<int64_t>();
   for (const WorkItem& item : plan.items) {
-    *out++ = item.tensor;
-    *out++ = item.chunk();
-    *out++ = item.code & 3u;
+    *out++ = item.tensor == kNoTensor ? -1 : int64_t{item.tensor};
+    *out++ = item.part();
+    *out++ = item.kinds();
   }
   const auto n_tensors = static_cast<int64_t>(plan.tensors.size());
   at::Tensor tensors = at::empty({n_tensors, 3}, at::kLong);  // elements, first node, chunks
@@ -80,8 +81,8 @@ at::Tensor decode(const at::Tensor& bits) {
 }  // namespace
 
 void bind_inspection(py::module& m) {
-  m.def("plan", &plan, py::arg("n_elements"), py::arg("needs_norm"), py::arg("chunk_elements"), py::arg("wait_for_all"),
-        py::arg("lookahead_chunks"));
+  m.def("plan", &plan, py::arg("n_elements"), py::arg("needs_norm"), py::arg("part_elements"),
+        py::arg("items_per_draw"), py::arg("wait_for_all"), py::arg("in_turn"), py::arg("retained_draws"));
   m.def("sum_of_squares", &sum_of_squares, py::arg("grad"), py::arg("chunk_elements"));
   m.def(
       "clip_coefficient",

@@ -94,9 +94,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def_property_readonly("clip_coefficients",
                              [](const StepPlan& plan) { return plan.execution->clip_coefficients(); })
       .def_property_readonly("device", [](const StepPlan& plan) { return plan.execution->device(); })
-      .def_property_readonly("staged", [](const StepPlan& plan) { return plan.execution->staged(); })
+      .def_property_readonly("n_copies", [](const StepPlan& plan) { return plan.execution->n_copies(); })
       .def_property_readonly("scratch", [](const StepPlan& plan) { return plan.execution->scratch(); })
       .def_property_readonly("n_threads", [](const StepPlan& plan) { return plan.execution->n_threads; })
+      .def_property(
+          "retained_draws", [](const StepPlan& plan) { return plan.execution->retained_draws(); },
+          [](StepPlan& plan, int64_t n) { plan.execution->set_retained_draws(n); })
       .def_property(
           "workers", [](const StepPlan& plan) { return plan.execution->workers; },
           [](StepPlan& plan, int workers) { plan.execution->workers = workers; });

@@ -115,10 +115,11 @@ __attribute__((flatten)) bool StepPlan::read_entries() {
   kept_.clear();
   const Ordinary ordinary = ordinary_;  // here nothing can change it, and it stays in registers
   TensorRow* row = execution->rows();
+  const void** grad = execution->grads();
   Written* next = written_.data();
   for (Entry& entry : entries_) {
-    if (!read_entry(entry, ordinary, *row, *next)) return false;
-    next += row++->grad != nullptr;
+    if (!read_entry(entry, ordinary, *row++, *grad, *next)) return false;
+    next += *grad++ != nullptr;
   }
   n_stepped_ = static_cast<size_t>(next - written_.data());
   return true;
@@ -139,7 +140,7 @@ void StepPlan::find_states() {
   }
 }
 
-inline bool StepPlan::read_entry(Entry& entry, const Ordinary& ordinary, TensorRow& row, Written& written) {
+bool StepPlan::read_entry(Entry& entry, const Ordinary& ordinary, TensorRow& row, const void*& data, Written& written) {
   const at::Tensor& param = THPVariable_Unpack(entry.param);
   const c10::TensorImpl& impl = *param.unsafeGetTensorImpl();
   void* memory = ordinary.to_write(impl, entry.layout);
@@ -147,11 +148,12 @@ inline bool StepPlan::read_entry(Entry& entry, const Ordinary& ordinary, TensorR
   const at::Tensor* const grad = grad_of(impl);
   if (C10_UNLIKELY(entry.found != Found::kTensors)) look_closer(entry, grad);
   if (C10_UNLIKELY(grad == nullptr)) {
-    row = TensorRow{};  // whole, so that the parameter's return counts as a move
+    row = TensorRow{};  // so that the parameter's return counts as a move
+    data = nullptr;
     return true;
   }
-  const void* values = ordinary.to_read(*grad->unsafeGetTensorImpl(), entry.layout);
-  row.grad = C10_LIKELY(values != nullptr) ? values : checked_grad(*grad, entry);
+  data = ordinary.to_read(*grad->unsafeGetTensorImpl(), entry.layout);
+  if (C10_UNLIKELY(data == nullptr)) data = checked_grad(*grad, entry);
   point(row.param, memory);
   written.entry = &entry;
   written.versions[0] = version_of(impl);
@@ -251,9 +253,8 @@ inline void StepPlan::point(Pointer& of_row, Pointer memory) {
 void StepPlan::create_states(const py::function& init_state) {
   for (const size_t i : missing_) init_state(py::handle(entries_[i].param));
   find_states();
-  for (const size_t i : missing_) {
+  for (const size_t i : missing_)
     if (entries_[i].found == Found::kTensors) remember_counter(entries_[i]);
-  }
 }
 
 void StepPlan::prepare() {
@@ -270,7 +271,7 @@ void StepPlan::check_overlaps() {
   };
   for (size_t i = 0; i < entries_.size(); ++i) {
     const TensorRow& row = execution->rows()[i];
-    if (row.grad == nullptr) continue;
+    if (execution->grads()[i] == nullptr) continue;
     const auto bytes = static_cast<int64_t>(THPVariable_Unpack(entries_[i].param).nbytes());
     add(row.param, bytes, i, "the memory");
     for (int k = 0; k < Adam::kNumStates; ++k) add(row.states[k], bytes, i, Adam::kStateNames[k]);
@@ -281,11 +282,10 @@ void StepPlan::check_overlaps() {
 }
 
 void StepPlan::run() {
-  // First, since the tensors may go once the GIL is released. A launch is over before anybody else runs.
-  for (size_t i = 0; i < n_stepped_; ++i) {
+  // First, since the tensors may go once the GIL is released. A launch is over before anybody else runs. Views share
+  // their counter, hence two loops.
+  for (size_t i = 0; i < n_stepped_; ++i)
     for (std::atomic<uint32_t>* const version : written_[i].versions) bump(version);
-  }
-  // Views share their counter.
   for (size_t i = 0; i < n_stepped_; ++i) written_[i].entry->step_version = *written_[i].versions[1];
   if (device_.is_cpu()) {
     for (size_t i = 0; i < n_stepped_; ++i) keep_memory(*written_[i].entry);

@@ -74,7 +74,7 @@ class StepPlan {
 
   void find_states();
   bool read_entries();
-  bool read_entry(Entry& entry, const Ordinary& ordinary, TensorRow& row, Written& written);
+  bool read_entry(Entry& entry, const Ordinary& ordinary, TensorRow& row, const void*& grad, Written& written);
   void read_state(Entry& entry, const Ordinary& ordinary, TensorRow& row, Written& written);
   template <class Pointer>
   void point(Pointer& of_row, Pointer memory);

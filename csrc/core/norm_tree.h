@@ -17,8 +17,39 @@ constexpr int kLeafElements = 1024;
 constexpr int kLeafAccumulators = 128;
 constexpr int kLeafRows = kLeafElements / kLeafAccumulators;
 
-// The largest chunk: what a worker keeps its leaf sums of.
-constexpr int kMaxLeaves = 64;
+// Sums are added up kTreeFanIn at a time (a power of two, so that this is the canonical tree): at once for the largest
+// matrices of BERT-large, whose 4 M elements are 512 chunks on a GPU.
+constexpr int64_t kTreeFanIn = 512;
+
+// Nodes that a tree over n values needs: the values, then each level above them, up to one sum.
+inline int64_t tree_nodes(int64_t n) {
+  int64_t nodes = n;
+  while (n > 1) {
+    n = (n + kTreeFanIn - 1) / kTreeFanIn;
+    nodes += n;
+  }
+  return nodes;
+}
+
+// Up to kTreeFanIn siblings, and whose arrivals make their sum.
+struct Siblings {
+  int64_t first, n;  // nodes
+  int64_t parent;    // node
+};
+
+// Where a worker that has a node's sum stands in its tree, and the way up. `first`: the tree's first node.
+struct TreePosition {
+  int64_t first, index, n;  // node `index` of a level of `n` nodes
+
+  BERTADAM_HD bool is_root() const { return n == 1; }
+  BERTADAM_HD int64_t node() const { return first + index; }
+  BERTADAM_HD Siblings siblings() const {
+    const int64_t parent = index / kTreeFanIn;
+    const int64_t rest = n - parent * kTreeFanIn;
+    return {first + parent * kTreeFanIn, rest < kTreeFanIn ? rest : kTreeFanIn, first + n + parent};
+  }
+  BERTADAM_HD TreePosition parent() const { return {first + n, index / kTreeFanIn, (n + kTreeFanIn - 1) / kTreeFanIn}; }
+};
 
 BERTADAM_HD double square(float x) { return static_cast<double>(x) * static_cast<double>(x); }
 

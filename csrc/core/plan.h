@@ -1,8 +1,9 @@
-// The plan: tensor sizes -> chunks -> the ordered work list. Pure data, no pointers, no devices.
+// The plan: tensor sizes -> parts -> the ordered work list. Pure data, no pointers, no devices.
 //
-// Workers draw items in list order from one counter. An item waits only for items before it, and whoever drew
-// those is running, so a step ends with any number of workers, even one. NORM(chunk) adds up a chunk's squares;
-// UPDATE(chunk) waits for the coefficient that its tensor's (or, with `wait_for_all`, every tensor's) norms give.
+// A worker draws `items_per_draw` items at once, in list order, from one counter. An item is a part of a tensor: NORM
+// adds up its squares, UPDATE waits for the coefficient that its tensor's (or, with `wait_for_all`, every tensor's)
+// norms give. A draw of both kinds belongs to its worker until its update is done; how long that may wait, and why no
+// number of workers can wait for ever, is the backend's to say (cuda/engine.cuh, cpu/worker.cpp).
 #pragma once
 
 #include <algorithm>
@@ -15,98 +16,170 @@ namespace bertadam {
 
 enum ItemKind : uint32_t { kNorm = 1, kUpdate = 2 };
 
-// A tensor of one chunk has a single item of both kinds, unless the update must wait for other tensors.
+constexpr uint32_t kNoTensor = 0xffffffffu;  // of an item that fills up a draw
+
 struct WorkItem {
   uint32_t tensor;
-  uint32_t code;  // chunk << 2 | kinds
+  uint32_t code;  // part << 2 | kinds; all items of a draw have the same kinds
 
-  BERTADAM_HD uint32_t chunk() const { return code >> 2; }
-  BERTADAM_HD bool is(ItemKind kind) const { return (code & kind) != 0; }
+  BERTADAM_HD uint32_t part() const { return code >> 2; }
+  BERTADAM_HD uint32_t kinds() const { return code & 3u; }
 };
 
 struct PlanTensor {
   int64_t n_elements;
-  int64_t first_node;  // of the tensor's partial sums in the workspace
-  uint32_t n_chunks;   // at least 1: an empty tensor is an ordinary one
+  int64_t first_node;  // of the tensor's norm tree in the workspace
+  uint32_t n_chunks;   // a chunk is what one draw can hold; at least 1: an empty tensor is an ordinary one
   uint32_t group;
   bool needs_norm;  // it is clipped or checked for non-finite gradients
 };
 
-// Partial sums are added up kTreeFanIn at a time (a power of two, so that this is the canonical tree).
-constexpr int64_t kTreeFanIn = 256;
-
-// Nodes that a tree over n values needs: the values, then each level of the reduction down to one.
-inline int64_t tree_nodes(int64_t n) {
-  int64_t nodes = n;
-  while (n > 1) {
-    n = (n + kTreeFanIn - 1) / kTreeFanIn;
-    nodes += n;
-  }
-  return nodes;
-}
+// In turn: a tensor's norms, then its updates, then the next tensor: what a cache that all workers share likes best.
+// Retaining: for workers that keep gradients from their norm to their update.
+enum class PlanOrder { kInTurn, kRetaining };
 
 struct PlanOptions {
-  int64_t chunk_elements;    // a power of two of leaves
-  bool wait_for_all;         // every norm before the first write: global clipping, null steps
-  int64_t lookahead_chunks;  // how far norms run ahead of the update that waits for them
+  int64_t part_elements;   // a power of two of leaves
+  int64_t items_per_draw;  // a power of two
+  bool wait_for_all;       // every norm before the first write: global clipping, null steps
+  PlanOrder order;
+  int64_t retained_draws = 0;  // how many draws' gradients all workers keep together
 };
 
 struct Plan {
+  bool has_norms = false;
   bool waits_for_all = false;
+  int64_t items_per_draw = 1;
   std::vector<PlanTensor> tensors;
-  std::vector<WorkItem> items;
-  int64_t n_nodes = 0;  // of all tensors, and of the tree over the tensors' sums behind them
+  std::vector<uint32_t> large;  // tensors of several chunks
+  std::vector<WorkItem> items;  // items_per_draw of each draw
+  int64_t n_nodes = 0;          // of all tensors, and of the tree over the tensors' sums behind them
 };
+
+// The list in its making: whole draws, each of one chunk or of several small tensors.
+class DrawList {
+ public:
+  explicit DrawList(size_t items_per_draw) : per_draw_(items_per_draw) {}
+
+  size_t size() const { return items_.size() / per_draw_; }
+
+  // One chunk of a tensor of `n_parts` parts.
+  void add_chunk(uint32_t tensor, size_t chunk, size_t n_parts) {
+    fill_up();
+    const size_t end = std::min(n_parts, (chunk + 1) * per_draw_);
+    for (size_t part = chunk * per_draw_; part < end; ++part) add(tensor, part);
+    fill_up();
+  }
+
+  // A tensor of one chunk, beside others. None is divided between two draws: its sum is complete in one.
+  void add_small(uint32_t tensor, size_t n_parts) {
+    if (items_.size() % per_draw_ + n_parts > per_draw_) fill_up();
+    for (size_t part = 0; part < n_parts; ++part) add(tensor, part);
+  }
+
+  void fill_up() {
+    while (items_.size() % per_draw_ != 0) items_.push_back({kNoTensor, 0});
+  }
+
+  // Copies draws [begin, end) to `list`, as items of these kinds.
+  void emit(std::vector<WorkItem>& list, size_t begin, size_t end, uint32_t kinds) const {
+    for (size_t i = begin * per_draw_; i < end * per_draw_; ++i) {
+      list.push_back({items_[i].tensor, items_[i].code | kinds});
+    }
+  }
+
+ private:
+  void add(uint32_t tensor, size_t part) { items_.push_back({tensor, static_cast<uint32_t>(part) << 2}); }
+
+  const size_t per_draw_;
+  std::vector<WorkItem> items_;
+};
+
+// What a list is made from.
+struct PlanInput {
+  const std::vector<int64_t>& n_elements;
+  const std::vector<bool>& needs_norm;
+  const PlanOptions& options;
+
+  bool takes_norm(size_t tensor) const { return needs_norm[tensor] || options.wait_for_all; }
+  size_t n_parts(size_t tensor) const {
+    const int64_t n = (n_elements[tensor] + options.part_elements - 1) / options.part_elements;
+    return static_cast<size_t>(std::max<int64_t>(1, n));
+  }
+};
+
+inline void list_in_turn(const PlanInput& in, Plan& plan) {
+  const auto per_draw = static_cast<size_t>(in.options.items_per_draw);
+  const auto chunk_of = [&](uint32_t tensor, size_t chunk, uint32_t kinds) {
+    DrawList draw(per_draw);
+    draw.add_chunk(tensor, chunk, in.n_parts(tensor));
+    draw.emit(plan.items, 0, 1, kinds);
+  };
+  // After norms, updates go through a tensor from its end: the gradients summed last are the likeliest to be cached
+  // still. Otherwise from its beginning, as prefetchers like it (5 % of a step on a CPU).
+  const auto updates_from_end = [&](uint32_t tensor) {
+    for (size_t chunk = plan.tensors[tensor].n_chunks; chunk-- > 0;) chunk_of(tensor, chunk, kUpdate);
+  };
+  for (uint32_t tensor = 0; tensor < plan.tensors.size(); ++tensor) {
+    const size_t n_chunks = plan.tensors[tensor].n_chunks;
+    const bool fused = n_chunks == 1 && in.takes_norm(tensor) && !in.options.wait_for_all;
+    const uint32_t kinds = fused ? kNorm | kUpdate : in.takes_norm(tensor) ? kNorm : kUpdate;
+    for (size_t chunk = 0; chunk < n_chunks; ++chunk) chunk_of(tensor, chunk, kinds);
+    if (kinds == kNorm && !in.options.wait_for_all) updates_from_end(tensor);
+  }
+  for (uint32_t tensor = 0; in.options.wait_for_all && tensor < plan.tensors.size(); ++tensor) updates_from_end(tensor);
+}
+
+// Norms that are not kept come first and the updates that they leave come last, so that what is kept flows through the
+// workers without a gap. Small tensors are packed, and always kept unless all norms are waited for.
+inline void list_retaining(const PlanInput& in, Plan& plan) {
+  const auto per_draw = static_cast<size_t>(in.options.items_per_draw);
+  const auto most_kept = static_cast<size_t>(in.options.retained_draws);
+  const bool wait_for_all = in.options.wait_for_all;
+  DrawList unkept(per_draw), kept(per_draw), plain(per_draw);
+  for (uint32_t tensor = 0; tensor < plan.tensors.size(); ++tensor) {
+    if (plan.tensors[tensor].n_chunks > 1) continue;
+    DrawList& list = !in.takes_norm(tensor) ? plain : wait_for_all ? unkept : kept;
+    list.add_small(tensor, in.n_parts(tensor));
+  }
+  for (DrawList* const list : {&unkept, &kept, &plain}) list->fill_up();
+  for (uint32_t tensor = 0; tensor < plan.tensors.size(); ++tensor) {
+    const size_t n_chunks = plan.tensors[tensor].n_chunks;
+    if (n_chunks == 1) continue;
+    const size_t n_unkept = wait_for_all ? n_chunks : n_chunks - std::min(n_chunks, most_kept);
+    for (size_t chunk = 0; chunk < n_chunks; ++chunk) {
+      DrawList& list = !in.takes_norm(tensor) ? plain : chunk < n_unkept ? unkept : kept;
+      list.add_chunk(tensor, chunk, in.n_parts(tensor));
+    }
+  }
+  // Where all norms are waited for, the workers keep what they read last.
+  const size_t end = unkept.size();
+  const size_t split = wait_for_all ? end - std::min(end, most_kept) : end;
+  plan.items.reserve((end + split + kept.size() + plain.size()) * per_draw);
+  unkept.emit(plan.items, 0, split, kNorm);
+  unkept.emit(plan.items, split, end, kNorm | kUpdate);
+  kept.emit(plan.items, 0, kept.size(), kNorm | kUpdate);
+  plain.emit(plan.items, 0, plain.size(), kUpdate);
+  unkept.emit(plan.items, 0, split, kUpdate);
+}
 
 inline Plan make_plan(const std::vector<int64_t>& n_elements, const std::vector<uint32_t>& group,
                       const std::vector<bool>& needs_norm, const PlanOptions& options) {
   Plan plan;
   plan.waits_for_all = options.wait_for_all;
+  plan.items_per_draw = options.items_per_draw;
   plan.tensors.reserve(n_elements.size());
-  size_t n_items = 0;
+  const int64_t chunk_elements = options.part_elements * options.items_per_draw;
   for (size_t i = 0; i < n_elements.size(); ++i) {
-    const int64_t n_chunks =
-        std::max<int64_t>(1, (n_elements[i] + options.chunk_elements - 1) / options.chunk_elements);
+    const int64_t n_chunks = std::max<int64_t>(1, (n_elements[i] + chunk_elements - 1) / chunk_elements);
     plan.tensors.push_back({n_elements[i], plan.n_nodes, static_cast<uint32_t>(n_chunks), group[i], needs_norm[i]});
     plan.n_nodes += tree_nodes(n_chunks);
-    n_items += static_cast<size_t>(n_chunks) * (needs_norm[i] || options.wait_for_all ? 2 : 1);
+    if (n_chunks > 1) plan.large.push_back(static_cast<uint32_t>(i));
   }
   plan.n_nodes += tree_nodes(static_cast<int64_t>(n_elements.size()));
-  plan.items.reserve(n_items);
-
-  // After norms, updates go through a tensor from its end: the gradients summed last are the likeliest to be cached
-  // still. Otherwise from its beginning, as prefetchers like it (5 % of a step on a CPU).
-  const auto add_updates = [&plan](uint32_t tensor, bool from_end) {
-    const uint32_t n_chunks = plan.tensors[tensor].n_chunks;
-    for (uint32_t i = 0; i < n_chunks; ++i) {
-      const uint32_t chunk = from_end ? n_chunks - 1 - i : i;
-      plan.items.push_back({tensor, chunk << 2 | kUpdate});
-    }
-  };
-  std::vector<uint32_t> summed;  // tensors whose norms are listed and whose updates are not
-  size_t next = 0;
-  int64_t chunks_ahead = 0;
-  const auto update_next = [&] {
-    add_updates(summed[next], true);
-    chunks_ahead -= plan.tensors[summed[next++]].n_chunks;
-  };
-  for (uint32_t tensor = 0; tensor < plan.tensors.size(); ++tensor) {
-    const uint32_t n_chunks = plan.tensors[tensor].n_chunks;
-    if (!needs_norm[tensor] && !options.wait_for_all) {
-      add_updates(tensor, false);
-    } else if (n_chunks == 1 && !options.wait_for_all) {
-      plan.items.push_back({tensor, kNorm | kUpdate});
-    } else {
-      for (uint32_t chunk = 0; chunk < n_chunks; ++chunk) plan.items.push_back({tensor, chunk << 2 | kNorm});
-      summed.push_back(tensor);
-      chunks_ahead += n_chunks;
-      while (!options.wait_for_all && next < summed.size() &&
-             chunks_ahead - plan.tensors[summed[next]].n_chunks >= options.lookahead_chunks) {
-        update_next();
-      }
-    }
-  }
-  while (next < summed.size()) update_next();
+  plan.has_norms = options.wait_for_all || std::find(needs_norm.begin(), needs_norm.end(), true) != needs_norm.end();
+  const PlanInput input{n_elements, needs_norm, options};
+  options.order == PlanOrder::kInTurn ? list_in_turn(input, plan) : list_retaining(input, plan);
   return plan;
 }
 

@@ -30,9 +30,9 @@ struct GroupScalars {
   SplitFloat beta1, one_minus_beta1;  // the complements are taken in double
   SplitFloat beta2, one_minus_beta2;
   float eps;
-  float weight_decay;  // <= 0: none
-  float grad_sign;     // -1 to maximise
-  uint32_t pad;
+  float weight_decay;   // <= 0: none
+  float grad_sign;      // -1 to maximise
+  uint32_t needs_norm;  // its tensors are clipped or checked for non-finite gradients
   // Schedule multipliers by position and bias corrections by t - 1. Past the end the last entry holds. A null
   // `corrections` means no bias correction.
   const double* multipliers;

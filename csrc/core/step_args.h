@@ -11,26 +11,30 @@ namespace bertadam {
 
 constexpr int kMaxStates = 2;
 
-// One tensor's memory, read anew at every step. A null gradient: the tensor takes no part in this step.
+// One tensor's memory but for its gradient, which may be elsewhere at every step.
 struct TensorRow {
   void* param;
-  const void* grad;
   void* states[kMaxStates];
   float* step;
   const float* schedule_start;         // null: 0
   const float* bias_correction_start;  // null: 0
 };
 
-// Scratch of one (device, stream). Zeroed once; every step leaves it ready for the next one.
+// Scratch of one (device, stream). The counters start at zero, and every step leaves them so; the rest may hold
+// anything, since what a step reads carries its epoch or was counted.
+struct Counters {
+  uint32_t ticket;  // the next draw
+  uint32_t workers_done;
+  uint32_t epoch;  // tags the words of this step; advanced by the last worker
+  uint32_t n_postponed;
+  uint32_t n_resumed;
+};
 struct Workspace {
-  uint32_t* ticket;  // the next item to draw
-  uint32_t* workers_done;
-  uint32_t* epoch;            // tags the coefficients of this step; advanced by the last worker
-  uint32_t* tensors_summed;   // arrivals towards the sum over all tensors
-  uint32_t* norm_arrivals;    // [tensor] chunks summed
-  uint32_t* update_arrivals;  // [tensor] chunks updated
-  uint64_t* coefficients;     // [tensor] epoch << 32 | float bits
-  double* nodes;              // the norm trees, see Plan::n_nodes
+  Counters* counters;
+  double* nodes;           // the norm trees, see Plan::n_nodes; on a GPU two words each, {epoch, half of the double}
+  uint32_t* arrivals;      // [node] children whose sums are there; start at zero and are left so
+  uint64_t* coefficients;  // [tensor], or [group] where they are clipped together: epoch << 32 | float bits
+  uint64_t* postponed;     // [draw] epoch << 32 | draw: updates that a GPU's worker put off to go on with norms
 };
 
 // Written by the step, read by the user. `norms` starts as NaN; tensors that no norm is taken of keep it.
@@ -44,25 +48,33 @@ struct Statistics {
 struct StepArgs {
   const WorkItem* items;
   const PlanTensor* tensors;
+  const uint32_t* large;  // the plan's
   const GroupScalars* groups;
   const TensorRow* rows;
-  uint32_t n_items, n_tensors, n_groups;
-  uint32_t chunk_elements;
+  const void* const* grads;  // null: the tensor takes no part in this step
+  uint32_t n_draws, n_tensors, n_groups, n_large;
   int64_t total_tree;  // first node of the tree over the tensors' sums
-  uint32_t n_workers;
+  uint32_t n_workers;  // on a CPU
+  bool has_norms;           // the plan's
   bool wait_for_all;        // the plan's
   bool clip_by_total_norm;  // else by the tensor's own
   bool skip_nonfinite;
   bool skip_if_all_zero;  // a step with every learning rate 0: with every gradient 0 as well, it does not count
   Workspace workspace;
   Statistics statistics;
+
+  // Whether an update has to wait for a coefficient.
+  BERTADAM_HD bool waits(const PlanTensor& tensor) const { return tensor.needs_norm || wait_for_all; }
+  // Which of the workspace's coefficients is a tensor's. One norm and one limit make one for a whole group.
+  BERTADAM_HD uint32_t coefficient_of(uint32_t tensor, uint32_t group) const {
+    return clip_by_total_norm ? group : tensor;
+  }
 };
 
-BERTADAM_HD uint64_t tag_coefficient(uint32_t epoch, float coefficient) {
-  return uint64_t{epoch} << 32 | float_bits(coefficient);
-}
-
-BERTADAM_HD float untag_coefficient(uint64_t word) { return float_from_bits(static_cast<uint32_t>(word)); }
+// A payload and the epoch it belongs to in one word, so that whoever sees the one sees the other.
+BERTADAM_HD uint64_t tag(uint32_t epoch, uint32_t payload) { return uint64_t{epoch} << 32 | payload; }
+BERTADAM_HD bool has_epoch(uint64_t word, uint32_t epoch) { return static_cast<uint32_t>(word >> 32) == epoch; }
+BERTADAM_HD uint32_t payload(uint64_t word) { return static_cast<uint32_t>(word); }
 
 BERTADAM_HD TensorScalars tensor_scalars(const GroupScalars& group, const TensorRow& row, float clip_coefficient) {
   return tensor_scalars(group, clip_coefficient, *row.step, row.schedule_start ? *row.schedule_start : 0.0f,

@@ -1,4 +1,6 @@
-// Draws work items and executes them on the CPU. Compiled once per instruction set, with BERTADAM_ISA as the
+// Draws work items and executes them on the CPU. An update waits only for norms that are listed before it, and whoever
+// drew those is running: a step ends with any number of workers.
+// Compiled once per instruction set, with BERTADAM_ISA as the
 // namespace; everything it calls is inlined, so the copies share no symbol and give the same bits.
 #include <fenv.h>
 #include <sched.h>
@@ -6,6 +8,7 @@
 #include "core/rules/adam.h"
 #include "core/rules/clip.h"
 #include "core/rules/descent.h"
+#include "core/rules/math.h"
 #include "core/step_args.h"
 #include "core/types.h"
 #include "cpu/worker.h"
@@ -43,33 +46,46 @@ struct Step {
   const Workspace& workspace;
   const uint32_t epoch;
 
-  void publish(uint32_t tensor, float coefficient) const {
-    args.statistics.coefficients[tensor] = coefficient < 0.0f ? 0.0f : coefficient;
-    __atomic_store_n(&workspace.coefficients[tensor], tag_coefficient(epoch, coefficient), __ATOMIC_RELEASE);
+  void publish(uint32_t index, float coefficient) const {
+    __atomic_store_n(&workspace.coefficients[index], tag(epoch, float_bits(coefficient)), __ATOMIC_RELEASE);
   }
 
   float wait_for_coefficient(uint32_t tensor) const {
+    if (!args.waits(args.tensors[tensor])) return 1.0f;
+    const uint32_t index = args.coefficient_of(tensor, args.tensors[tensor].group);
     for (;;) {
-      const uint64_t word = __atomic_load_n(&workspace.coefficients[tensor], __ATOMIC_ACQUIRE);
-      if (static_cast<uint32_t>(word >> 32) == epoch) return untag_coefficient(word);
+      const uint64_t word = __atomic_load_n(&workspace.coefficients[index], __ATOMIC_ACQUIRE);
+      if (has_epoch(word, epoch)) return float_from_bits(payload(word));
       sched_yield();
     }
   }
 
-  // `norm`: of the tensor, or of all of them where they are clipped together.
-  float coefficient(const PlanTensor& tensor, double norm) const {
-    return clip_coefficient(norm, args.groups[tensor.group].max_grad_norm, args.skip_nonfinite && tensor.needs_norm);
+  // Carries a node's sum upwards for as long as all its siblings are there; true, with the root's, at the top.
+  bool climbs_to_root(TreePosition at, double& sum) const {
+    for (; !at.is_root(); at = at.parent()) {
+      workspace.nodes[at.node()] = sum;
+      const Siblings siblings = at.siblings();
+      if (!arrives_last(&workspace.arrivals[siblings.parent], static_cast<uint32_t>(siblings.n))) return false;
+      sum = pairwise_sum(workspace.nodes + siblings.first, siblings.n);
+    }
+    return true;
   }
 
-  void finish_all_norms() const {
-    const double total = pairwise_sum(workspace.nodes + args.total_tree, args.n_tensors);
+  float coefficient(uint32_t group, double norm) const {
+    return clip_coefficient(norm, args.groups[group].max_grad_norm,
+                            args.skip_nonfinite && args.groups[group].needs_norm);
+  }
+
+  void finish_all_norms(double total) const {
     const bool null_step = args.skip_if_all_zero && total == 0.0;
     const double total_norm = sqrt(total);
     *args.statistics.total_norm = total_norm;
+    if (args.clip_by_total_norm) {
+      for (uint32_t i = 0; i < args.n_groups; ++i) publish(i, null_step ? kNullStep : coefficient(i, total_norm));
+      return;
+    }
     for (uint32_t i = 0; i < args.n_tensors; ++i) {
-      if (args.rows[i].grad == nullptr) continue;
-      const double norm = args.clip_by_total_norm ? total_norm : args.statistics.norms[i];
-      publish(i, null_step ? kNullStep : coefficient(args.tensors[i], norm));
+      publish(i, null_step ? kNullStep : coefficient(args.tensors[i].group, args.statistics.norms[i]));
     }
   }
 
@@ -79,63 +95,50 @@ struct Step {
     if (tensor.needs_norm) args.statistics.norms[index] = norm;
     if (!has_grad) args.statistics.coefficients[index] = NAN;
     if (args.wait_for_all) {
-      workspace.nodes[args.total_tree + index] = sum;
-      if (arrives_last(workspace.tensors_summed, args.n_tensors)) finish_all_norms();
+      if (climbs_to_root({args.total_tree, index, args.n_tensors}, sum)) finish_all_norms(sum);
     } else if (has_grad) {
-      publish(index, coefficient(tensor, norm));
+      publish(index, coefficient(tensor.group, norm));
     }
   }
 
   template <class Grad>
   void norm(const WorkItem& item) const {
     const PlanTensor& tensor = args.tensors[item.tensor];
-    const Grad* const grad = static_cast<const Grad*>(args.rows[item.tensor].grad);
+    const Grad* const grad = static_cast<const Grad*>(args.grads[item.tensor]);
     if (grad == nullptr) {
-      if (item.chunk() == 0) finish_norm(item.tensor, false, 0.0);
+      if (item.part() == 0) finish_norm(item.tensor, false, 0.0);
       return;
     }
-    const int64_t begin = static_cast<int64_t>(item.chunk()) * args.chunk_elements;
-    const int64_t end = std::min(begin + args.chunk_elements, tensor.n_elements);
-    double leaves[kMaxLeaves];
+    const int64_t begin = static_cast<int64_t>(item.part()) * kPartElements;
+    const int64_t end = std::min(begin + kPartElements, tensor.n_elements);
+    double leaves[kPartLeaves];
     int n_leaves = 0;
     for (int64_t i = begin; i < end; i += kLeafElements) {
       leaves[n_leaves++] = leaf_sum(grad + i, std::min<int64_t>(kLeafElements, end - i));
     }
-    double* const nodes = workspace.nodes + tensor.first_node;
-    nodes[item.chunk()] = pairwise_sum(leaves, n_leaves);
-    if (arrives_last(&workspace.norm_arrivals[item.tensor], tensor.n_chunks)) {
-      finish_norm(item.tensor, true, pairwise_sum(nodes, tensor.n_chunks));
-    }
+    double sum = pairwise_sum(leaves, n_leaves);
+    if (climbs_to_root({tensor.first_node, item.part(), tensor.n_chunks}, sum)) finish_norm(item.tensor, true, sum);
   }
 
   template <class Rule, class Types>
   void update(const WorkItem& item) const {
     const PlanTensor& tensor = args.tensors[item.tensor];
+    const void* const grad = args.grads[item.tensor];
+    if (grad == nullptr) return;
+    const float coefficient = wait_for_coefficient(item.tensor);
+    if (coefficient < 0.0f) return;
     const TensorRow& row = args.rows[item.tensor];
-    if (row.grad == nullptr) return;
-    const bool waits = tensor.needs_norm || args.wait_for_all;
-    const float coefficient = waits ? wait_for_coefficient(item.tensor) : 1.0f;
-    const bool applied = !(coefficient < 0.0f);
-    if (applied) {
-      const GroupScalars group = args.groups[tensor.group];
-      const TensorScalars scalars = tensor_scalars(group, row, coefficient);
-      const int64_t begin = static_cast<int64_t>(item.chunk()) * args.chunk_elements;
-      const int64_t n = std::min<int64_t>(args.chunk_elements, tensor.n_elements - begin);
-      update_elements<Rule, Types>(group, scalars, row, begin, n);
-    }
-    if (!arrives_last(&workspace.update_arrivals[item.tensor], tensor.n_chunks)) return;
-    if (applied) {
-      *row.step += 1.0f;
-    } else if (coefficient == kSkipped) {
-      __atomic_fetch_add(args.statistics.n_skipped, int64_t{1}, __ATOMIC_RELAXED);
-    }
+    const GroupScalars group = args.groups[tensor.group];
+    const TensorScalars scalars = tensor_scalars(group, row, coefficient);
+    const int64_t begin = static_cast<int64_t>(item.part()) * kPartElements;
+    const int64_t n = std::min<int64_t>(kPartElements, tensor.n_elements - begin);
+    update_elements<Rule, Types>(group, scalars, row, static_cast<const typename Types::Grad*>(grad) + begin, begin, n);
   }
 
   template <class Rule, class Types>
   static void update_elements(const GroupScalars group, const TensorScalars scalars, const TensorRow& row,
-                              int64_t begin, int64_t n) {
+                              const typename Types::Grad* grad, int64_t begin, int64_t n) {
     auto* const param = static_cast<typename Types::Param*>(row.param) + begin;
-    const auto* const grad = static_cast<const typename Types::Grad*>(row.grad) + begin;
     typename Types::State* state[Rule::kNumStates];
     for (int k = 0; k < Rule::kNumStates; ++k) state[k] = static_cast<typename Types::State*>(row.states[k]) + begin;
 #pragma GCC ivdep  // the binding has checked that nothing written overlaps
@@ -143,10 +146,24 @@ struct Step {
       float states[Rule::kNumStates];
       for (int k = 0; k < Rule::kNumStates; ++k) states[k] = to_float(state[k][i]);
       const float p = to_float(param[i]);
-      const float direction = Rule::update(group, scalars, to_float(grad[i]), p, states);
+      const IeeeMath math;
+      const float direction = Rule::update(math, group, scalars, to_float(grad[i]), p, states);
       for (int k = 0; k < Rule::kNumStates; ++k) state[k][i] = from_float<typename Types::State>(states[k]);
       param[i] = from_float<typename Types::Param>(descend(p, scalars.lr, direction));
     }
+  }
+
+  // By the last worker, when nobody reads a step any more.
+  void finish() const {
+    for (uint32_t i = 0; i < args.n_tensors; ++i) {
+      if (args.grads[i] == nullptr) continue;
+      const float coefficient = wait_for_coefficient(i);
+      if (args.waits(args.tensors[i])) args.statistics.coefficients[i] = coefficient < 0.0f ? 0.0f : coefficient;
+      if (!(coefficient < 0.0f)) *args.rows[i].step += 1.0f;
+      if (coefficient == kSkipped) *args.statistics.n_skipped += 1;
+    }
+    workspace.counters->ticket = 0;
+    workspace.counters->epoch = epoch;
   }
 };
 
@@ -154,17 +171,14 @@ struct Step {
 
 void adam_worker(const StepArgs& args) {
   const DefaultFloatingPoint guard;
-  const Workspace& workspace = args.workspace;
-  const Step step{args, workspace, *workspace.epoch + 1};
-  for (uint32_t ticket; (ticket = add_one(workspace.ticket)) < args.n_items;) {
+  Counters& counters = *args.workspace.counters;
+  const Step step{args, args.workspace, counters.epoch + 1};
+  for (uint32_t ticket; (ticket = add_one(&counters.ticket)) < args.n_draws;) {
     const WorkItem item = args.items[ticket];
-    if (item.is(kNorm)) step.norm<Float32Row::Grad>(item);
-    if (item.is(kUpdate)) step.update<Adam, Float32Row>(item);
+    if (item.kinds() & kNorm) step.norm<Float32Row::Grad>(item);
+    if (item.kinds() & kUpdate) step.update<Adam, Float32Row>(item);
   }
-  if (arrives_last(workspace.workers_done, args.n_workers)) {
-    *workspace.ticket = 0;
-    *workspace.epoch += 1;
-  }
+  if (arrives_last(&counters.workers_done, args.n_workers)) step.finish();
 }
 
 }  // namespace bertadam::cpu::BERTADAM_ISA

@@ -7,6 +7,8 @@ struct KernelArgs;
 
 using Kernel = void (*)(KernelArgs);
 
+// A step with norms, and one without.
 Kernel adam_float32_kernel();
+Kernel adam_float32_update_kernel();
 
 }  // namespace bertadam::cuda

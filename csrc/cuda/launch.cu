@@ -1,4 +1,5 @@
-// Launches kernels on the stream and device it is given, and stages tables that are too long for the arguments.
+// Launches kernels on the stream and device it is given, after bringing the tables to the device that changed or are
+// too long for the arguments.
 #include "cuda/launch.h"
 
 #include <algorithm>
@@ -46,99 +47,155 @@ class DeviceScope {
   bool restore_ = false;
 };
 
-int count_resident_blocks(int device, int* blocks) {
+int find_ring_shape(int device, RingShape* shape) {
   int multiprocessors = 0;
-  int per_multiprocessor = 0;
+  int shared_bytes = 0;
   BERTADAM_RETURN_IF_ERROR(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
-  BERTADAM_RETURN_IF_ERROR(
-      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, adam_float32_kernel(), kThreads, 0));
-  *blocks = std::max(1, multiprocessors * per_multiprocessor);
+  BERTADAM_RETURN_IF_ERROR(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  const auto* const kernel = reinterpret_cast<const void*>(adam_float32_kernel());
+  cudaFuncAttributes attributes;
+  BERTADAM_RETURN_IF_ERROR(cudaFuncGetAttributes(&attributes, kernel));
+  const size_t available = static_cast<size_t>(shared_bytes) - attributes.sharedSizeBytes;
+  const size_t n_slots = available / RingMemory::kSlotBytes / kNormWarps * kNormWarps;
+  if (n_slots == 0) return static_cast<int>(cudaErrorInvalidConfiguration);
+  BERTADAM_RETURN_IF_ERROR(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                static_cast<int>(n_slots * RingMemory::kSlotBytes)));
+  *shape = {multiprocessors, static_cast<uint32_t>(n_slots)};
   return 0;
 }
 
 }  // namespace
 
-// Pinned host memory, its copy on the device, and the moment at which the host may write again.
-struct Launcher::Buffer {
-  size_t size = 0;
-  unsigned char* host = nullptr;
-  unsigned char* device = nullptr;
-  cudaEvent_t copied = nullptr;
-
-  ~Buffer() {
-    // Waits for the device; only reached when a plan is dropped or grows.
-    if (device) cudaFree(device);
-    if (host) cudaFreeHost(host);
-    if (copied) cudaEventDestroy(copied);
+// Memory on the device that follows a table of the host's. Two pairs of buffers, so that the host may fill one while
+// the device still reads the other.
+class Launcher::StagedTable {
+ public:
+  ~StagedTable() {
+    for (Buffer& buffer : buffers_) {
+      // Waits for the device; only reached when a plan is dropped or grows.
+      if (buffer.device) cudaFree(buffer.device);
+      if (buffer.host) cudaFreeHost(buffer.host);
+      if (buffer.copied) cudaEventDestroy(buffer.copied);
+    }
   }
+
+  // The table on the device, if it was copied there before and is the same still.
+  const unsigned char* find(const void* data, size_t size) const {
+    const Buffer& last = buffers_[next_ ^ 1];
+    return last.size == size && std::memcmp(last.host, data, size) == 0 ? last.device : nullptr;
+  }
+
+  // Room to write a table to, when the device has read what was there.
+  int begin(size_t size, unsigned char** host) {
+    Buffer& buffer = buffers_[next_];
+    if (buffer.capacity < size) {
+      if (buffer.device) cudaFree(buffer.device);
+      if (buffer.host) cudaFreeHost(buffer.host);
+      buffer.device = buffer.host = nullptr;
+      buffer.capacity = 0;
+      BERTADAM_RETURN_IF_ERROR(cudaMallocHost(&buffer.host, size));
+      BERTADAM_RETURN_IF_ERROR(cudaMalloc(&buffer.device, size));
+      if (!buffer.copied) BERTADAM_RETURN_IF_ERROR(cudaEventCreateWithFlags(&buffer.copied, cudaEventDisableTiming));
+      buffer.capacity = size;
+    } else {
+      // Of the copy before the last: long past unless the host runs two steps ahead of the device.
+      BERTADAM_RETURN_IF_ERROR(cudaEventSynchronize(buffer.copied));
+    }
+    buffer.size = size;
+    *host = buffer.host;
+    return 0;
+  }
+
+  int copy(cudaStream_t stream, const unsigned char** on_device) {
+    Buffer& buffer = buffers_[next_];
+    next_ ^= 1;
+    BERTADAM_RETURN_IF_ERROR(cudaMemcpyAsync(buffer.device, buffer.host, buffer.size, cudaMemcpyHostToDevice, stream));
+    BERTADAM_RETURN_IF_ERROR(cudaEventRecord(buffer.copied, stream));
+    *on_device = buffer.device;
+    return 0;
+  }
+
+ private:
+  struct Buffer {
+    size_t capacity = 0, size = 0;
+    unsigned char* host = nullptr;
+    unsigned char* device = nullptr;
+    cudaEvent_t copied = nullptr;
+  };
+  Buffer buffers_[2];
+  int next_ = 0;
 };
 
-Launcher::Launcher(int device) : device_(device) {}
+Launcher::Launcher(int device)
+    : device_(device), rows_(std::make_unique<StagedTable>()), step_table_(std::make_unique<StagedTable>()) {}
 
 Launcher::~Launcher() {
   const DeviceScope scope(device_);
-  for (Buffer* buffer : buffers_) delete buffer;
+  rows_.reset();
+  step_table_.reset();
 }
 
-int Launcher::stage(const std::vector<unsigned char>& table, void* stream, const unsigned char** on_device) {
-  Buffer*& buffer = buffers_[next_buffer_];
-  next_buffer_ ^= 1;
-  if (buffer != nullptr && buffer->size < table.size()) {
-    delete buffer;
-    buffer = nullptr;
-  }
-  if (buffer == nullptr) {
-    buffer = new Buffer;
-    buffer->size = table.size();
-    BERTADAM_RETURN_IF_ERROR(cudaMallocHost(&buffer->host, buffer->size));
-    BERTADAM_RETURN_IF_ERROR(cudaMalloc(&buffer->device, buffer->size));
-    BERTADAM_RETURN_IF_ERROR(cudaEventCreateWithFlags(&buffer->copied, cudaEventDisableTiming));
-  } else {
-    // Of the launch before the last: long past unless the host runs two steps ahead of the device.
-    BERTADAM_RETURN_IF_ERROR(cudaEventSynchronize(buffer->copied));
-  }
-  std::memcpy(buffer->host, table.data(), table.size());
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  BERTADAM_RETURN_IF_ERROR(
-      cudaMemcpyAsync(buffer->device, buffer->host, table.size(), cudaMemcpyHostToDevice, cuda_stream));
-  BERTADAM_RETURN_IF_ERROR(cudaEventRecord(buffer->copied, cuda_stream));
-  *on_device = buffer->device;
-  return 0;
-}
-
-int Launcher::launch_adam_float32(const StepArgs& args, const std::vector<unsigned char>& table, void* stream,
-                                  int blocks) {
+int Launcher::launch_adam_float32(StepArgs args, const StepTables& tables, void* stream, int blocks) {
   const DeviceScope scope(device_);
   BERTADAM_RETURN_IF_ERROR(scope.error());
-  if (resident_blocks_ == 0) {
-    if (const int error = count_resident_blocks(device_, &resident_blocks_)) return error;
+  if (shape_.blocks == 0) {
+    if (const int error = find_ring_shape(device_, &shape_)) return error;
   }
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  n_copies_ = 0;
+
+  const size_t rows_size = tables.rows.size() * sizeof(TensorRow);
+  const unsigned char* rows = rows_->find(tables.rows.data(), rows_size);
+  if (rows == nullptr) {
+    unsigned char* host = nullptr;
+    if (const int error = rows_->begin(rows_size, &host)) return error;
+    std::memcpy(host, tables.rows.data(), rows_size);
+    if (const int error = rows_->copy(cuda_stream, &rows)) return error;
+    ++n_copies_;
+  }
+  args.rows = reinterpret_cast<const TensorRow*>(rows);
+
   KernelArgs kernel_args;
-  kernel_args.step = args;
-  kernel_args.step.groups = nullptr;
-  kernel_args.step.rows = nullptr;
-  staged_ = table.size() > sizeof(kernel_args.table);
-  if (staged_) {
+  const size_t groups_size = tables.groups.size() * sizeof(GroupScalars);
+  const size_t grads_size = tables.grads.size() * sizeof(void*);
+  unsigned char* table = kernel_args.table;
+  const bool is_inline = groups_size + grads_size <= sizeof(kernel_args.table);
+  if (!is_inline) {
+    if (const int error = step_table_->begin(groups_size + grads_size, &table)) return error;
+  }
+  std::memcpy(table, tables.groups.data(), groups_size);
+  std::memcpy(table + groups_size, tables.grads.data(), grads_size);
+  args.groups = nullptr;
+  args.grads = nullptr;
+  if (!is_inline) {
     const unsigned char* on_device = nullptr;
-    if (const int error = stage(table, stream, &on_device)) return error;
-    kernel_args.step.groups = reinterpret_cast<const GroupScalars*>(on_device);
-    kernel_args.step.rows = reinterpret_cast<const TensorRow*>(kernel_args.step.groups + args.n_groups);
-  } else {
-    std::memcpy(kernel_args.table, table.data(), table.size());
+    if (const int error = step_table_->copy(cuda_stream, &on_device)) return error;
+    args.groups = reinterpret_cast<const GroupScalars*>(on_device);
+    args.grads = reinterpret_cast<const void* const*>(on_device + groups_size);
+    ++n_copies_;
+  }
+
+  kernel_args.step = args;
+  kernel_args.n_slots = shape_.n_slots;
+  void* parameters[] = {&kernel_args};
+  if (!args.has_norms) {
+    const auto* const kernel = reinterpret_cast<const void*>(adam_float32_update_kernel());
+    BERTADAM_RETURN_IF_ERROR(
+        cudaLaunchKernel(kernel, dim3(args.n_draws), dim3(kPlainThreads), parameters, 0, cuda_stream));
+    return 0;
   }
   const uint32_t n_blocks =
-      blocks > 0 ? static_cast<uint32_t>(blocks) : std::min(static_cast<uint32_t>(resident_blocks_), args.n_items);
-  kernel_args.step.n_workers = n_blocks;
-  void* parameters[] = {&kernel_args};
-  BERTADAM_RETURN_IF_ERROR(cudaLaunchKernel(reinterpret_cast<const void*>(adam_float32_kernel()), dim3(n_blocks),
-                                            dim3(kThreads), parameters, 0, static_cast<cudaStream_t>(stream)));
+      blocks > 0 ? static_cast<uint32_t>(blocks) : std::min(static_cast<uint32_t>(shape_.blocks), args.n_draws);
+  const auto* const kernel = reinterpret_cast<const void*>(adam_float32_kernel());
+  BERTADAM_RETURN_IF_ERROR(cudaLaunchKernel(kernel, dim3(n_blocks), dim3(kThreads), parameters,
+                                            shape_.n_slots * RingMemory::kSlotBytes, cuda_stream));
   return 0;
 }
 
-int resident_blocks(int device, int* blocks) {
+int ring_shape(int device, RingShape* shape) {
   const DeviceScope scope(device);
   BERTADAM_RETURN_IF_ERROR(scope.error());
-  return count_resident_blocks(device, blocks);
+  return find_ring_shape(device, shape);
 }
 
 bool is_capturing(void* stream) {

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -10,8 +11,21 @@
 
 namespace bertadam::cuda {
 
-// One per plan and stream. Holds what a launch must not allocate: the staging buffers of a table that is too long
-// for the kernel's arguments, and what the device can hold at once.
+// What a device can hold at once.
+struct RingShape {
+  int blocks;
+  uint32_t n_slots;  // of each block
+};
+int ring_shape(int device, RingShape* shape);
+
+// The host's tables, as a launch finds them.
+struct StepTables {
+  const std::vector<GroupScalars>& groups;
+  const std::vector<TensorRow>& rows;
+  const std::vector<const void*>& grads;
+};
+
+// One per plan and stream. Holds what a launch must not allocate: tables on the device, and what goes before them.
 class Launcher {
  public:
   explicit Launcher(int device);
@@ -19,26 +33,20 @@ class Launcher {
   Launcher(const Launcher&) = delete;
   Launcher& operator=(const Launcher&) = delete;
 
-  // `table`: n_groups GroupScalars, then n_tensors TensorRows; `args.groups` and `args.rows` are ignored.
-  // `blocks`: 0 for as many as are resident together.
-  int launch_adam_float32(const StepArgs& args, const std::vector<unsigned char>& table, void* stream, int blocks);
+  // The tables and sizes in `args` are filled in here. `blocks`: 0 for as many as are resident together.
+  int launch_adam_float32(StepArgs args, const StepTables& tables, void* stream, int blocks);
 
-  // Whether the last launch copied its table to the device first.
-  bool staged() const { return staged_; }
+  // How many tables the last launch copied to the device first.
+  int n_copies() const { return n_copies_; }
 
  private:
-  int stage(const std::vector<unsigned char>& table, void* stream, const unsigned char** on_device);
+  class StagedTable;
 
-  struct Buffer;
   int device_;
-  int resident_blocks_ = 0;
-  bool staged_ = false;
-  int next_buffer_ = 0;
-  Buffer* buffers_[2] = {nullptr, nullptr};
+  RingShape shape_{0, 0};
+  int n_copies_ = 0;
+  std::unique_ptr<StagedTable> rows_, step_table_;
 };
-
-// Blocks per device that lookahead is planned for.
-int resident_blocks(int device, int* blocks);
 
 bool is_capturing(void* stream);
 

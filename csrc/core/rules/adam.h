@@ -15,10 +15,11 @@ struct Adam {
   static constexpr int kNumStates = 2;
   static constexpr const char* kStateNames[kNumStates] = {"exp_avg", "exp_avg_sq"};
 
-  // Updates the states in place and returns the update before the learning rate. Every operation is rounded
+  // Updates the states in place and returns the update before the learning rate. `math`: see math.h. Every operation is rounded
   // once, in this order, on every backend: m is within 1.5 ulp of its larger addend, v within 1 ulp.
-  BERTADAM_HD static float update(const GroupScalars& group, const TensorScalars& tensor, float raw_grad, float p,
-                                  float (&states)[kNumStates]) {
+  template <class Math>
+  BERTADAM_HD static float update(Math& math, const GroupScalars& group, const TensorScalars& tensor, float raw_grad,
+                                  float p, float (&states)[kNumStates]) {
     float& m = states[0];
     float& v = states[1];
     const float g = tensor.grad_scale * raw_grad;
@@ -34,9 +35,8 @@ struct Adam {
     v = g_sq < HUGE_VALF && v < HUGE_VALF ? precise : overflowed;
 
     const float numerator = m * tensor.inv_bias_1;
-    const float denominator = sqrtf(v * tensor.inv_bias_2) + group.eps;
-    // eps = 0 with a zero moment gives 0, not 0/0.
-    const float direction = numerator == 0.0f ? 0.0f : numerator / denominator;
+    const float denominator = math.square_root(v * tensor.inv_bias_2) + group.eps;
+    const float direction = math.divide(numerator, denominator);  // 0 for a zero moment, also where eps = 0
     const float decayed = fmaf(group.weight_decay, p, direction);
     return group.weight_decay > 0.0f ? decayed : direction;
   }

@@ -7,4 +7,6 @@ namespace bertadam::cuda {
 
 Kernel adam_float32_kernel() { return step_kernel<Adam, Float32Row>; }
 
+Kernel adam_float32_update_kernel() { return update_kernel<Adam, Float32Row>; }
+
 }  // namespace bertadam::cuda

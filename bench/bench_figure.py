@@ -1,0 +1,89 @@
+"""The figure of a benchmark: how near each step comes to the memory's own speed.
+
+python bench/bench_figure.py bench/results/bench_step_*.csv     # draws them again
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench_report import NECESSARY_BYTES, Circumstances, Row, read_csv
+
+_TITLES = {
+    "per_tensor": "clipped per tensor",
+    "global": "clipped by the norm of all tensors",
+    "none": "not clipped",
+}
+#: Reads every gradient twice: the norm of all tensors comes before the first update.
+_GLOBAL_LIMIT = 100 * NECESSARY_BYTES / (NECESSARY_BYTES + 4)
+
+
+def draw(file: Path, rows: Sequence[Row], circumstances: Circumstances) -> bool:
+    """Draw a bar per contender; returns False where matplotlib is missing."""
+    try:
+        from figure_style import COLOURS, stacked_axes
+    except ImportError:
+        return False
+    timed = [row for row in rows if row.median_us is not None]
+    clips = list(dict.fromkeys(row.clip for row in timed))
+    if not clips:
+        return False
+    counts = [sum(row.clip == clip for row in timed) for clip in clips]
+    heights = tuple(0.85 + 0.3 * max(count, 3) for count in counts)
+    longest = max(row.necessary_percent or 0.0 for row in timed)
+    with stacked_axes(file, heights, width=8.5) as (figure, axes):
+        for clip, axis in zip(clips, axes, strict=True):
+            group = [row for row in timed if row.clip == clip][::-1]
+            shares = [row.necessary_percent or 0.0 for row in group]
+            # Ours, the first contender, stands out at the top.
+            colours = [COLOURS[5]] * (len(group) - 1) + [COLOURS[0]]
+            bars = axis.barh([row.contender for row in group], shares, color=colours)
+            # White under the text, because a limit may pass behind it.
+            labels = axis.bar_label(bars, [_text(row) for row in group], padding=5)
+            for label in labels:
+                label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})
+            labels[-1].set_fontweight("bold")
+            axis.set_title(_TITLES[clip], fontweight="bold")
+            # Room for the text of the longest bar.
+            axis.set_xlim(0, max(125.0, 1.27 * longest))
+            axis.axvline(100, color="black", linewidth=1.2)
+            if clip == "global":
+                axis.axvline(_GLOBAL_LIMIT, color="black", linewidth=1.2, linestyle=":")
+            axis.grid(axis="y", visible=False)
+            axis.tick_params(axis="y", length=0)
+        figure.suptitle(
+            f"One step of {timed[0].model}, {timed[0].n_params / 1e6:,.0f} M parameters, fp32: "
+            f"time (as a multiple of ours), share of a copy's speed\n"
+            f"{_where(circumstances)}, copy {timed[0].copy_gbps or 0:,.0f} GB/s",
+            x=0.01,
+            ha="left",
+            fontsize=11,
+        )
+        axes[-1].set_xlabel(
+            "% of copy bandwidth at 28 bytes per parameter (solid: p, g, m, v read, p, m, v "
+            "written;\ndotted: gradients read twice)"
+            if "global" in clips
+            else "% of copy bandwidth at 28 bytes per parameter (p, g, m, v read, p, m, v written)"
+        )
+    return True
+
+
+def _text(row: Row) -> str:
+    """Its time, and how many times as long as ours it takes."""
+    milliseconds = (row.median_us or 0.0) / 1e3
+    text = f"{milliseconds:,.2f} ms" if milliseconds < 100 else f"{milliseconds:,.0f} ms"
+    ratio = row.ours_over_this
+    return text if ratio is None or ratio == 1.0 else f"{text}  ({1 / ratio:,.2f} x)"
+
+
+def _where(circumstances: Circumstances) -> str:
+    threads = f", {circumstances.threads} threads" if circumstances.device == "cpu" else ""
+    return f"{circumstances.hardware}{threads}, torch {circumstances.torch}"
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        if not draw(Path(name).with_suffix(".png"), *read_csv(Path(name))):
+            sys.exit(f"{name}: not drawn; no matplotlib, or no times in it")

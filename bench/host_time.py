@@ -1,0 +1,90 @@
+"""How long step() keeps the host, for our optimizer: BERT-large's tensors in 2 and in 50 groups.
+
+Every call begins on an idle queue, so none waits for the one before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from bench_report import Circumstances, write_lines
+from contenders import LR, MAX_GRAD_NORM, WEIGHT_DECAY, Groups
+from measurement import make_groups
+from model_shapes import MODELS
+from timing import IdleTimes, count_launches
+
+from bertadam_cuda import BertAdam
+
+MODEL = "bert-large"
+GROUP_COUNTS = (2, 50)
+_N_CALLS = 400
+_WARM_UPS = 20
+
+
+@dataclass(frozen=True)
+class HostRow:
+    """One number of groups; `launches` counts kernels, copies and fills."""
+
+    model: str
+    n_tensors: int
+    n_groups: int
+    clip: str
+    n_calls: int
+    median_us: float
+    p20_us: float
+    p80_us: float
+    launches: int | None
+
+
+def regroup(groups: Groups, n_groups: int) -> Groups:
+    """Deal the parameters out to n_groups, every second of which decays."""
+    params = [param for group in groups for param in group["params"]]
+    return [
+        {"params": params[i::n_groups], "weight_decay": WEIGHT_DECAY if i % 2 == 0 else 0.0}
+        for i in range(n_groups)
+    ]
+
+
+def host_times(device: torch.device, model: str = MODEL, n_calls: int = _N_CALLS) -> list[HostRow]:
+    """Time step(), clipping per tensor, on the gradients of make_groups."""
+    groups = make_groups(MODELS[model](), device)
+    rows = []
+    for n_groups in GROUP_COUNTS:
+        regrouped = regroup(groups, n_groups)
+        step = BertAdam(regrouped, lr=LR, max_grad_norm=MAX_GRAD_NORM).step
+        IdleTimes.of(step, _WARM_UPS)
+        host = IdleTimes.of(step, n_calls, seconds=10.0).host
+        rows.append(
+            HostRow(
+                model,
+                sum(len(group["params"]) for group in regrouped),
+                n_groups,
+                "per_tensor",
+                n_calls,
+                host.median,
+                host.p20,
+                host.p80,
+                sum(count_launches(step)) if device.type == "cuda" else None,
+            )
+        )
+    return rows
+
+
+def host_table(rows: Sequence[HostRow]) -> str:
+    """Return one line per number of groups."""
+    return "\n".join(
+        [f"host time of step(), {rows[0].model}, {rows[0].n_tensors} tensors, idle queue:"]
+        + [
+            f"  {row.n_groups:>2} groups: median {row.median_us:.1f} us, p20 {row.p20_us:.1f}, "
+            f"p80 {row.p80_us:.1f}, {row.n_calls} calls, {row.launches} launch(es)"
+            for row in rows
+        ]
+    )
+
+
+def write_host_csv(file: Path, rows: Sequence[HostRow], circumstances: Circumstances) -> None:
+    lines = [{**asdict(circumstances), **asdict(row)} for row in rows]
+    write_lines(file, lines, list(lines[0]))

@@ -1,0 +1,314 @@
+// Norms: the canonical tree (core/norm_tree.h) over a draw's leaves and upwards, the coefficients that come of it.
+// Whoever brings the last of a node's children adds them up and carries the sum on; no float atomics, no order that
+// depends on timing.
+#pragma once
+
+#include "core/rules/clip.h"
+#include "cuda/memory.cuh"
+#include "cuda/ring.cuh"
+
+namespace bertadam::cuda {
+
+constexpr int kLeaves = kItemsPerDraw;
+static_assert(kPartElements == kLeafElements && (kLeaves == 4 || kLeaves == 8), "see leaf_sums");
+constexpr int kLanesPerLeaf = 32 / kLeaves;
+
+template <class Element>
+__device__ __forceinline__ Element* shuffled(Element* pointer, int lane) {
+  return reinterpret_cast<Element*>(__shfl_sync(kFullWarp, reinterpret_cast<unsigned long long>(pointer), lane));
+}
+
+// The gradients of a draw, four elements of a leaf at a time; those past the leaf's end count as zero.
+struct WholeLeaves {  // in a slot, all of them full
+  const float* slot;
+
+  __device__ void load(float (&x)[4], int leaf, int first) const {
+    *reinterpret_cast<float4*>(x) = *reinterpret_cast<const float4*>(slot + leaf * kLeafElements + first);
+  }
+};
+struct PartialLeaves {  // in a slot
+  const float* slot;
+  const Part* parts;
+
+  __device__ void load(float (&x)[4], int leaf, int first) const {
+    WholeLeaves{slot}.load(x, leaf, first);
+    const int n = parts[leaf].n;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) x[k] = first + k < n ? x[k] : 0.0f;
+  }
+};
+struct DistantLeaves {  // in global memory: lane k has leaf k's address and length
+  const float* grad;
+  int n;
+
+  __device__ void load(float (&x)[4], int leaf, int first) const {
+    const float* const data = shuffled(grad, leaf);
+    const int end = __shfl_sync(kFullWarp, n, leaf);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) x[k] = first + k < end ? data[first + k] : 0.0f;
+  }
+};
+
+// Adds the values of lanes `kDistance`, half of that, ..., 1 apart. Of kN values a lane keeps the first half, or the
+// second if its lane has the distance's bit, and adds those that its partner has of them; a single value is kept by both.
+template <int kN, int kDistance>
+__device__ __forceinline__ void halve(double* x) {
+  if constexpr (kDistance > 0) {
+    const bool upper = (lane_id() & kDistance) != 0;
+    if constexpr (kN == 1) {
+      x[0] += __shfl_xor_sync(kFullWarp, x[0], kDistance);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kN / 2; ++k) {
+        const double kept = upper ? x[k + kN / 2] : x[k];
+        const double sent = upper ? x[k] : x[k + kN / 2];
+        x[k] = kept + __shfl_xor_sync(kFullWarp, sent, kDistance);
+      }
+    }
+    halve<(kN > 1 ? kN / 2 : 1), kDistance / 2>(x);
+  }
+}
+
+// The sums of a draw's leaves: kLanesPerLeaf lanes return leaf 0's, the next ones leaf 1's, and so on. Lane l reads
+// accumulators 4l .. 4l+3 of every leaf, so adding lanes 16, 8, 4, 2 and 1 apart halves 128 accumulators to 4. The first
+// halvings divide the leaves among the lanes, the next two the accumulators, so that most of them move half of what is
+// left; where lanes are left over, both partners of the last keep the sum.
+template <class Leaves>
+__device__ __forceinline__ double leaf_sums(const Leaves& leaves) {
+  double sums[4 * kLeaves];  // [leaf][accumulator]
+#pragma unroll
+  for (int k = 0; k < 4 * kLeaves; ++k) sums[k] = 0.0;
+#pragma unroll 1  // eight loads in flight; more would cost registers that there are not
+  for (int row = 0; row < kLeafRows; ++row) {
+#pragma unroll
+    for (int leaf = 0; leaf < kLeaves; ++leaf) {
+      float x[4];
+      leaves.load(x, leaf, row * kLeafAccumulators + 4 * lane_id());
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const double wide = x[k];
+        sums[4 * leaf + k] = fma(wide, wide, sums[4 * leaf + k]);  // the square is exact
+      }
+    }
+  }
+  halve<4 * kLeaves, 16>(sums);
+  double x = sums[0];
+  x += __shfl_xor_sync(kFullWarp, x, kLanesPerLeaf / 2);
+  return x + __shfl_xor_sync(kFullWarp, x, kLanesPerLeaf / 4);
+}
+
+// The pairwise sum of up to kTreeFanIn nodes, in every lane; those past `n` count as zero. All of them have been
+// written; what is not here yet is waited for.
+__device__ __forceinline__ double warp_pairwise_sum(const TaggedDouble* nodes, int n, uint32_t epoch) {
+  constexpr int kRound = kTreeFanIn / 2;
+  constexpr int kPerLane = kRound / 32;
+  double sums[2];
+#pragma unroll
+  for (int round = 0; round < 2; ++round) {
+    const int first = round * kRound + lane_id() * kPerLane;
+    TaggedDouble tagged[kPerLane];
+    bool complete;
+    do {
+      complete = true;
+#pragma unroll
+      for (int k = 0; k < kPerLane; ++k) {
+        tagged[k] = first + k < n ? load_relaxed(nodes + first + k) : TaggedDouble::of(0.0, epoch);
+      }
+#pragma unroll
+      for (int k = 0; k < kPerLane; ++k) complete = complete && tagged[k].is_of(epoch);
+    } while (!complete);
+    double x[kPerLane];
+#pragma unroll
+    for (int k = 0; k < kPerLane; ++k) x[k] = tagged[k].value();
+#pragma unroll
+    for (int width = kPerLane / 2; width > 0; width /= 2) {
+#pragma unroll
+      for (int k = 0; k < width; ++k) x[k] = x[2 * k] + x[2 * k + 1];
+    }
+    __syncwarp();
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) x[0] += __shfl_xor_sync(kFullWarp, x[0], distance);
+    sums[round] = x[0];
+  }
+  return sums[0] + sums[1];
+}
+
+// What is left of a draw's norms once its leaves are summed, by one whole warp.
+class NormTrees {
+ public:
+  __device__ explicit NormTrees(const Block& block) : block_(block), args_(block.tables.args) {}
+
+  // `part`: lanes 0 .. 7 have the draw's, the others one that does not exist. `scratch`: the warp's own.
+  __device__ __forceinline__ void add(const Part& part, double leaf_sum, double* scratch) {
+    if (lane_id() % kLanesPerLeaf == 0) scratch[lane_id() / kLanesPerLeaf] = leaf_sum;
+    __syncwarp();
+    // The first part of a tensor or chunk stands for its run of parts.
+    const bool begins = part.exists && part.index % kLeaves == 0;
+    double sum = 0.0;
+    bool is_root = false;
+    uint32_t n_chunks = 1;
+    if (begins && part.has_grad) {
+      const PlanTensor& tensor = args_.tensors[part.tensor];
+      n_chunks = tensor.n_chunks;
+      const int64_t rest =
+          (tensor.n_elements - static_cast<int64_t>(part.index) * kPartElements + kPartElements - 1) / kPartElements;
+      sum = run_sum(scratch + lane_id(), rest < kLeaves ? static_cast<int>(rest) : kLeaves);
+      is_root = n_chunks == 1;
+    }
+    // The lanes with chunks of larger tensors, one after the other.
+    for (unsigned pending = __ballot_sync(kFullWarp, n_chunks > 1); pending != 0; pending &= pending - 1) {
+      const int lane = __ffs(pending) - 1;
+      const uint32_t index = __shfl_sync(kFullWarp, part.tensor, lane);
+      const uint32_t chunk = __shfl_sync(kFullWarp, part.index, lane) / kLeaves;
+      const PlanTensor& tensor = args_.tensors[index];
+      double carried = __shfl_sync(kFullWarp, sum, lane);
+      const bool top = climbs_to_root({tensor.first_node, chunk, tensor.n_chunks}, carried);
+      if (lane_id() == lane) {
+        sum = carried;
+        is_root = top;
+      }
+    }
+    const bool absent = begins && !part.has_grad && part.index == 0;
+    finish(part, is_root, absent, sum);
+  }
+
+ private:
+  // A run of leaves, pairwise by index.
+  __device__ static double run_sum(const double* leaves, int n) {
+    double x[kLeaves];
+#pragma unroll
+    for (int k = 0; k < kLeaves; ++k) x[k] = k < n ? leaves[k] : 0.0;
+#pragma unroll
+    for (int width = kLeaves / 2; width > 0; width /= 2) {
+#pragma unroll
+      for (int k = 0; k < width; ++k) x[k] = x[2 * k] + x[2 * k + 1];
+    }
+    return x[0];
+  }
+
+  // By one thread: leaves a node's sum; true for whoever brings the last of its siblings'.
+  __device__ bool leave(const TreePosition& at, double sum) {
+    store_relaxed(nodes() + at.node(), TaggedDouble::of(sum, block_.epoch));
+    const Siblings siblings = at.siblings();
+    uint32_t* const arrivals = &args_.workspace.arrivals[siblings.parent];
+    if (add_one_relaxed(arrivals) + 1 < siblings.n) return false;
+    *arrivals = 0;
+    return true;
+  }
+
+  // By the whole warp: the sum of a node's siblings, when all are there.
+  __device__ double sum_siblings(const TreePosition& at) {
+    const Siblings siblings = at.siblings();
+    return warp_pairwise_sum(nodes() + siblings.first, static_cast<int>(siblings.n), block_.epoch);
+  }
+
+  // By the whole warp: carries a node's sum upwards for as long as all its siblings are there; true at the top.
+  __device__ __forceinline__ bool climbs_to_root(TreePosition at, double& sum) {
+    for (; !at.is_root(); at = at.parent()) {
+      const bool last = lane_id() == 0 && leave(at, sum);
+      if (!__shfl_sync(kFullWarp, last, 0)) return false;
+      sum = sum_siblings(at);
+    }
+    return true;
+  }
+
+  __device__ TaggedDouble* nodes() const { return reinterpret_cast<TaggedDouble*>(args_.workspace.nodes); }
+
+  // Lanes whose tensor's sum is complete, or that has no gradient, say so.
+  __device__ __forceinline__ void finish(const Part& part, bool complete, bool absent, double sum) {
+    const uint32_t index = part.tensor;
+    if (complete || absent) {
+      const double norm = absent ? nan("") : sqrt(sum);
+      if (args_.tensors[index].needs_norm) args_.statistics.norms[index] = norm;
+      if (absent) args_.statistics.coefficients[index] = nanf("");
+      if (complete && !args_.wait_for_all) publish(part.coefficient, coefficient(part.group, norm));
+    }
+    if (!args_.wait_for_all) return;
+    // Where every tensor is clipped by its own norm, whoever comes last reads the others' norms.
+    if (!args_.clip_by_total_norm) __threadfence();
+    // All lanes arrive at once; rarely one of them is the last of its siblings.
+    const TreePosition at{args_.total_tree, index, args_.n_tensors};
+    if (absent) sum = 0.0;
+    const bool last = (complete || absent) && (at.is_root() || leave(at, sum));
+    for (unsigned pending = __ballot_sync(kFullWarp, last); pending != 0; pending &= pending - 1) {
+      const int lane = __ffs(pending) - 1;
+      double total = __shfl_sync(kFullWarp, sum, lane);
+      TreePosition node{args_.total_tree, __shfl_sync(kFullWarp, index, lane), args_.n_tensors};
+      if (!node.is_root()) {
+        total = sum_siblings(node);
+        node = node.parent();
+      }
+      if (climbs_to_root(node, total)) finish_all(total);
+    }
+  }
+
+  __device__ __forceinline__ void finish_all(double total) {
+    const bool null_step = args_.skip_if_all_zero && total == 0.0;
+    const double total_norm = sqrt(total);
+    if (lane_id() == 0) *args_.statistics.total_norm = total_norm;
+    if (args_.clip_by_total_norm) {
+      for (uint32_t i = lane_id(); i < args_.n_groups; i += 32) {
+        publish(i, null_step ? kNullStep : coefficient(i, total_norm));
+      }
+      return;
+    }
+    __threadfence();
+    for (uint32_t i = lane_id(); i < args_.n_tensors; i += 32) {
+      const double norm = __ldcg(args_.statistics.norms + i);
+      publish(i, null_step ? kNullStep : coefficient(args_.tensors[i].group, norm));
+    }
+  }
+
+  // `norm`: of a tensor, or of all of them where they are clipped together.
+  __device__ float coefficient(uint32_t group, double norm) {
+    const GroupScalars& scalars = block_.tables.groups[group];
+    return clip_coefficient(norm, scalars.max_grad_norm, args_.skip_nonfinite && scalars.needs_norm);
+  }
+
+  __device__ void publish(uint32_t index, float coefficient) {
+    store_relaxed(&args_.workspace.coefficients[index], tag(block_.epoch, float_bits(coefficient)));
+  }
+
+  const Block& block_;
+  const StepArgs& args_;
+};
+
+// The role of a norm warp: every kNormWarps-th slot of the ring.
+class NormWarp {
+ public:
+  __device__ NormWarp(const Block& block, int which) : block_(block), cursor_{static_cast<uint32_t>(which)} {}
+
+  __device__ void run(double* scratch) {
+    const RingMemory& ring = block_.ring;
+    NormTrees trees(block_);
+    for (;; cursor_.advance(kNormWarps, block_.n_slots)) {
+      const uint32_t slot = cursor_.slot;
+      ring.full[slot].wait(cursor_.parity);
+      const Draw& draw = ring.draws[slot];
+      if (draw.kinds == 0) return;
+      const bool takes_norm = (draw.kinds & kNorm) != 0;
+      Part part{};
+      double sum = 0.0;
+      if (takes_norm) {
+        if (lane_id() < kLeaves) part = draw.parts[lane_id()];
+        sum = sums_of(slot, draw);
+      }
+      __syncwarp();
+      if (lane_id() == 0) ring.empty[slot].arrive();
+      if (takes_norm) trees.add(part, sum, scratch);
+    }
+  }
+
+ private:
+  __device__ double sums_of(uint32_t slot, const Draw& draw) {
+    const float* const grads = block_.ring.part_grads(slot, 0);
+    const int n = lane_id() < kLeaves ? draw.parts[lane_id()].n : kLeafElements;
+    return __all_sync(kFullWarp, n == kLeafElements) ? leaf_sums(WholeLeaves{grads})
+                                                     : leaf_sums(PartialLeaves{grads, draw.parts});
+  }
+
+  const Block& block_;
+  Cursor cursor_;
+};
+
+}  // namespace bertadam::cuda

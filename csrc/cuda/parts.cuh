@@ -1,0 +1,84 @@
+// The parts of draws, and the tables that they are read from.
+#pragma once
+
+#include <cstdint>
+
+#include "core/step_args.h"
+#include "cuda/tuning.h"
+
+namespace bertadam::cuda {
+
+__device__ __forceinline__ bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+// One item of a draw, for the norm warp and the update warp that have it.
+struct alignas(16) Part {
+  float* param;  // its first element, and the states'
+  float* states[kMaxStates];
+  float* step;  // to be advanced with the update; null for a tensor of several chunks
+  uint32_t tensor;
+  uint32_t index;  // part of the tensor
+  int32_t n;       // elements; 0 for an empty tensor
+  uint32_t group;
+  uint32_t coefficient;  // which of the workspace's
+  bool exists;           // else the item fills up a draw
+  bool has_grad;         // else the tensor takes no part in this step
+  bool waits;            // for a coefficient
+  bool aligned;          // parameter and states
+};
+
+// What an update needs beside: it takes two more dependent loads, which norms need not wait for.
+struct PartScalars {
+  TensorScalars values;  // without the clip coefficient
+  float next_step;
+};
+
+// What the host has written down for this step. `groups` and `grads` may lie in the kernel's arguments.
+struct Tables {
+  const StepArgs& args;
+  const GroupScalars* groups;
+  const void* const* grads;
+
+  __device__ WorkItem item_of(uint32_t draw, int index) const {
+    return args.items[size_t{draw} * kItemsPerDraw + index];
+  }
+
+  // Its first element; null where there is no gradient, or no such tensor.
+  __device__ const float* grad_of(const WorkItem& item) const {
+    if (item.tensor == kNoTensor) return nullptr;
+    const auto* const grad = static_cast<const float*>(grads[item.tensor]);
+    return grad == nullptr ? nullptr : grad + size_t{item.part()} * kPartElements;
+  }
+
+  __device__ Part describe(const WorkItem& item, bool has_grad) const {
+    Part part{};
+    part.exists = item.tensor != kNoTensor;
+    part.tensor = item.tensor;
+    part.index = item.part();
+    part.has_grad = has_grad;
+    if (!has_grad) return part;
+    const PlanTensor& tensor = args.tensors[item.tensor];
+    const TensorRow& row = args.rows[item.tensor];
+    const int64_t begin = static_cast<int64_t>(part.index) * kPartElements;
+    const int64_t rest = tensor.n_elements - begin;
+    part.n = rest < kPartElements ? static_cast<int>(rest) : kPartElements;
+    part.group = tensor.group;
+    part.waits = args.waits(tensor);
+    part.coefficient = args.coefficient_of(item.tensor, tensor.group);
+    part.step = tensor.n_chunks == 1 ? row.step : nullptr;
+    part.param = static_cast<float*>(row.param) + begin;
+    part.aligned = is_aligned(part.param);
+#pragma unroll
+    for (int k = 0; k < kMaxStates; ++k) {
+      part.states[k] = static_cast<float*>(row.states[k]) + begin;
+      part.aligned = part.aligned && is_aligned(part.states[k]);
+    }
+    return part;
+  }
+
+  __device__ PartScalars scalars_of(const Part& part) const {
+    const TensorRow& row = args.rows[part.tensor];
+    return {tensor_scalars(groups[part.group], row, 1.0f), *row.step + 1.0f};
+  }
+};
+
+}  // namespace bertadam::cuda

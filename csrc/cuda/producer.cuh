@@ -1,0 +1,209 @@
+// The producer: one warp that draws from the list, has the gradients copied into the ring, and tells the other warps
+// what they need to know of each part.
+//
+// Why a step always ends, with any number of resident blocks. Draws are handed out in list order. Let T be the first
+// tensor without a coefficient. Norm warps and copies wait for no update, so whatever was drawn of T's norms is summed.
+// If some norm of T is still to be drawn, nobody has drawn anything that is listed behind it. A block that draws no
+// more has a full ring whose oldest draw waits for a coefficient that does not come; before long it helps: it draws on,
+// adds up norms without keeping the gradients, and postpones the updates. So all of T's norms get drawn. When the list
+// is at its end, the blocks take up what was postponed; by then no coefficient is missing for long.
+#pragma once
+
+#include "cuda/norms.cuh"
+#include "cuda/ring.cuh"
+
+namespace bertadam::cuda {
+
+class Producer {
+ public:
+  __device__ explicit Producer(const Block& block) : block_(block), tables_(block.tables), args_(block.tables.args), trees_(block) {}
+
+  __device__ void run(double* scratch) {
+    scratch_ = scratch;
+    for (;;) {
+      wait_for_slot();
+      const uint32_t n_free = free_slots();
+      const uint32_t first = draw_tickets(n_free);
+      const uint32_t n_drawn = first < args_.n_draws ? min(n_free, args_.n_draws - first) : 0u;
+      prefetch_items(first + gridDim.x);
+      if (n_drawn > 0) fill(first, n_drawn, kNorm | kUpdate);
+      if (n_drawn < n_free) break;
+    }
+    for (uint32_t draw; resumes(draw);) {
+      wait_for_slot();
+      fill(draw, 1, kUpdate);
+    }
+    for (int warp = 0; warp < kNormWarps; ++warp) end();
+  }
+
+ private:
+  static constexpr uint32_t kMostDraws = 32 / kItemsPerDraw;  // a lane for each of their parts
+
+  // ------------------------------------------------------------------ slots
+
+  __device__ void wait_for_slot() {
+    Barrier& empty = block_.ring.empty[next_.slot];
+    long long since = clock64();
+    while (!empty.is_over(next_.parity ^ 1u)) {
+      if (clock64() - since < kPatienceCycles) continue;
+      if (oldest_waits()) {
+        help();
+      } else {
+        since = clock64();
+      }
+    }
+  }
+
+  // Slots that are free from the next one on, at least 1.
+  __device__ uint32_t free_slots() {
+    Cursor cursor = next_;
+    const auto steps = static_cast<uint32_t>(lane_id());
+    const bool looks = steps < min(kMostDraws, block_.n_slots);
+    if (looks && steps > 0) cursor.advance(steps, block_.n_slots);
+    const bool is_free = steps == 0 || (looks && block_.ring.empty[cursor.slot].is_over(cursor.parity ^ 1u));
+    return __ffs(~__ballot_sync(kFullWarp, is_free)) - 1;
+  }
+
+  __device__ uint32_t draw_tickets(uint32_t n) {
+    uint32_t first = 0;
+    if (lane_id() == 0) first = atomicAdd(&args_.workspace.counters->ticket, n);
+    return __shfl_sync(kFullWarp, first, 0);
+  }
+
+  // What this block is likely to draw next: the list is read once, so every item comes from far.
+  __device__ void prefetch_items(uint32_t draw) const {
+    if (lane_id() == 0 && draw < args_.n_draws) {
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(args_.items + size_t{draw} * kItemsPerDraw));
+    }
+  }
+
+  // Fills `n` slots with draws [first, first + n) of the list, of which only `kinds` are done.
+  __device__ void fill(uint32_t first, uint32_t n, uint32_t kinds) {
+    const auto which = static_cast<uint32_t>(lane_id()) / kItemsPerDraw;
+    const int index = lane_id() % kItemsPerDraw;
+    const bool fills = which < n;
+    Cursor cursor = next_;
+    if (fills && which > 0) cursor.advance(which, block_.n_slots);
+    const RingMemory& ring = block_.ring;
+    const uint32_t slot = cursor.slot;
+    const WorkItem item = fills ? tables_.item_of(first + which, index) : WorkItem{kNoTensor, 0};
+    const float* const grad = tables_.grad_of(item);
+    const Part part = tables_.describe(item, grad != nullptr);
+    float* const target = ring.part_grads(slot, index);
+    const auto n_elements = static_cast<uint32_t>(part.n);
+    copy_rest(grad, target, n_elements, copy(grad, target, n_elements, ring.full[slot]));
+    Draw& draw = ring.draws[slot];
+    if (fills) draw.parts[index] = part;
+    if (fills && index == 0) draw.kinds = item.kinds() & kinds;
+    __syncwarp();
+    if (fills && index == 0) ring.full[slot].arrive();
+    if (part.has_grad && (item.kinds() & kUpdate) != 0) draw.scalars[index] = tables_.scalars_of(part);
+    __syncwarp();
+    if (fills && index == 0) ring.ready[slot].arrive();
+    next_.advance(n, block_.n_slots);
+  }
+
+  __device__ void end() {
+    wait_for_slot();
+    if (lane_id() == 0) {
+      block_.ring.draws[next_.slot].kinds = 0;
+      block_.ring.full[next_.slot].arrive();
+    }
+    next_.advance(1, block_.n_slots);
+  }
+
+  // ----------------------------------------------------------------- copies
+
+  // Has the copy engine take what it can of a part; returns how many elements it leaves, at the end.
+  __device__ static uint32_t copy(const float* grad, float* target, uint32_t n, Barrier& full) {
+#if __CUDA_ARCH__ >= 900
+    const uint32_t taken = is_aligned(grad) ? n & ~3u : 0u;
+    if (taken > 0) full.copy_bulk(target, grad, taken * sizeof(float), keep_in_l2());
+    return n - taken;
+#else
+    return n;
+#endif
+  }
+
+  // By all lanes, for each lane that has a rest; it is there on return.
+  __device__ static void copy_rest(const float* grad, float* target, uint32_t n, uint32_t rest) {
+    unsigned pending = __ballot_sync(kFullWarp, rest > 0);
+    if (pending == 0) return;
+    for (; pending != 0; pending &= pending - 1) {
+      const int lane = __ffs(pending) - 1;
+      const float* const source = shuffled(grad, lane);
+      float* const to = shuffled(target, lane);
+      const uint32_t end = __shfl_sync(kFullWarp, n, lane);
+      uint32_t begin = end - __shfl_sync(kFullWarp, rest, lane);
+      if (is_aligned(source)) {
+        const uint32_t vectors = end & ~3u;
+        for (uint32_t i = begin + 4 * lane_id(); i < vectors; i += 128) copy_16_bytes(to + i, source + i);
+        begin = max(begin, vectors);
+      }
+      for (uint32_t i = begin + lane_id(); i < end; i += 32) copy_4_bytes(to + i, source + i);
+    }
+    wait_for_copies();
+  }
+
+  // -------------------------------------------------------- help, postponed
+
+  // Whether an update in the slot that is waited for has no coefficient yet.
+  __device__ bool oldest_waits() {
+    const Draw& draw = block_.ring.draws[next_.slot];
+    bool waits = false;
+    if (lane_id() < kItemsPerDraw && (draw.kinds & kUpdate) != 0) {
+      const Part& part = draw.parts[lane_id()];
+      waits = part.has_grad && part.waits &&
+              !has_epoch(load_relaxed(&args_.workspace.coefficients[part.coefficient]), block_.epoch);
+    }
+    return __any_sync(kFullWarp, waits);
+  }
+
+  // One draw without the ring: its norms now, its updates later.
+  __device__ void help() {
+    if (load_relaxed(&args_.workspace.counters->ticket) >= args_.n_draws) return;
+    const uint32_t index = draw_tickets(1);
+    if (index >= args_.n_draws) return;
+    const WorkItem item = lane_id() < kItemsPerDraw ? tables_.item_of(index, lane_id()) : WorkItem{kNoTensor, 0};
+    const uint32_t kinds = __shfl_sync(kFullWarp, item.kinds(), 0);
+    const float* const grad = tables_.grad_of(item);
+    const Part part = tables_.describe(item, grad != nullptr);
+    if ((kinds & kUpdate) != 0 && lane_id() == 0) {
+      const uint32_t at = atomicAdd(&args_.workspace.counters->n_postponed, 1u);
+      store_relaxed(&args_.workspace.postponed[at], tag(block_.epoch, index));
+    }
+    if ((kinds & kNorm) != 0) trees_.add(part, leaf_sums(DistantLeaves{grad, part.n}), scratch_);
+  }
+
+  // Takes a postponed draw, if one is left. Whoever postpones one comes here afterwards, so none is forgotten.
+  __device__ bool resumes(uint32_t& draw) {
+    uint32_t found = args_.n_draws;
+    if (lane_id() == 0) {
+      Counters& counters = *args_.workspace.counters;
+      uint32_t at = load_relaxed(&counters.n_resumed);
+      while (at < load_relaxed(&counters.n_postponed)) {
+        const uint32_t seen = atomicCAS(&counters.n_resumed, at, at + 1);
+        if (seen == at) {
+          uint64_t word;
+          do {
+            word = load_relaxed(&args_.workspace.postponed[at]);
+          } while (!has_epoch(word, block_.epoch));
+          found = payload(word);
+          break;
+        }
+        at = seen;
+      }
+    }
+    draw = __shfl_sync(kFullWarp, found, 0);
+    return draw < args_.n_draws;
+  }
+
+  const Block& block_;
+  const Tables& tables_;
+  const StepArgs& args_;
+  NormTrees trees_;
+  double* scratch_ = nullptr;
+  Cursor next_{0};
+};
+
+}  // namespace bertadam::cuda

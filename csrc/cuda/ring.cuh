@@ -1,0 +1,64 @@
+// The ring of a block: slots in shared memory that draws pass through, each with its gradients and what its workers
+// need to know. The producer fills slots, one norm warp and all update warps read each and release it; every one of
+// them releases every slot, also one that it has nothing to do for.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/barrier.cuh"
+#include "cuda/parts.cuh"
+#include "cuda/tuning.h"
+
+namespace bertadam::cuda {
+
+// What a slot holds beside gradients.
+struct Draw {
+  Part parts[kItemsPerDraw];
+  PartScalars scalars[kItemsPerDraw];
+  uint32_t kinds;  // 0: the end
+};
+
+struct RingMemory {
+  float* grads;    // [slot][part][element]
+  Draw* draws;     // [slot]
+  Barrier* full;   // the gradients and the parts are there
+  Barrier* ready;  // so are the scalars
+  Barrier* empty;
+
+  static constexpr size_t kSlotBytes = sizeof(float) * kChunkElements + sizeof(Draw) + 3 * sizeof(Barrier);
+
+  __device__ RingMemory(unsigned char* memory, uint32_t n_slots)
+      : grads(reinterpret_cast<float*>(memory)),
+        draws(reinterpret_cast<Draw*>(grads + size_t{n_slots} * kChunkElements)),
+        full(reinterpret_cast<Barrier*>(draws + n_slots)),
+        ready(full + n_slots),
+        empty(ready + n_slots) {}
+
+  __device__ float* part_grads(uint32_t slot, int part) const {
+    return grads + (slot * kItemsPerDraw + part) * kPartElements;
+  }
+};
+
+// A place in the ring that moves on in steps, and the parity of the barriers' phase there.
+struct Cursor {
+  uint32_t slot;
+  uint32_t parity = 0;
+
+  __device__ void advance(uint32_t steps, uint32_t n_slots) {
+    slot += steps;
+    if (slot >= n_slots) {
+      slot -= n_slots;
+      parity ^= 1u;
+    }
+  }
+};
+
+// What every role of a block works with.
+struct Block {
+  const Tables& tables;
+  RingMemory ring;
+  uint32_t n_slots;
+  uint32_t epoch;
+};
+
+}  // namespace bertadam::cuda

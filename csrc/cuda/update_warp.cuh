@@ -1,0 +1,115 @@
+// The role of an update warp: its elements of every draw, in ring order. While it computes, its next loads are in flight.
+#pragma once
+
+#include "cuda/ring.cuh"
+#include "cuda/updates.cuh"
+
+namespace bertadam::cuda {
+
+template <class Rule>
+class UpdateWarp {
+ public:
+  __device__ UpdateWarp(const Block& block, int which) : block_(block), args_(block.tables.args), which_(which) {}
+
+  __device__ void run() {
+    Ahead a, b;
+    bool more = load(a);
+    while (more) {
+      more = load(b);
+      update(a);
+      if (!more) break;
+      more = load(a);
+      update(b);
+    }
+  }
+
+ private:
+  static constexpr int kSteps = kChunkElements / (kUpdateWarps * kStepElements);
+
+  // What was read for one step.
+  struct Ahead {
+    typename Update<Rule>::Loaded loaded;
+    uint64_t coefficient;  // the word, perhaps of an earlier epoch
+  };
+
+  // A place in the ring and in the draw there.
+  struct Place {
+    Cursor cursor{0};
+    int step = 0;
+
+    __device__ bool ends_draw() const { return step == kSteps - 1; }
+    __device__ void advance(uint32_t n_slots) {
+      if (++step < kSteps) return;
+      step = 0;
+      cursor.advance(1, n_slots);
+    }
+  };
+
+  __device__ Piece piece_at(const Place& place) const {
+    const int first = (which_ * kSteps + place.step) * kStepElements;
+    const int index = first / kPartElements;
+    const Draw& draw = block_.ring.draws[place.cursor.slot];
+    return {draw.parts[index], draw.scalars[index], block_.ring.part_grads(place.cursor.slot, index),
+            first % kPartElements, draw.parts[index].aligned};
+  }
+
+  __device__ bool has_work(const Place& place, const Part& part) const {
+    return (block_.ring.draws[place.cursor.slot].kinds & kUpdate) != 0 && part.has_grad;
+  }
+
+  // False at the end of the list.
+  __device__ bool load(Ahead& ahead) {
+    const uint32_t slot = ahead_.cursor.slot;
+    block_.ring.full[slot].wait(ahead_.cursor.parity);
+    if (block_.ring.draws[slot].kinds == 0) return false;
+    const Piece piece = piece_at(ahead_);
+    if (has_work(ahead_, piece.part)) {
+      ahead.coefficient = piece.part.waits ? load_relaxed(&args_.workspace.coefficients[piece.part.coefficient])
+                                           : tag(block_.epoch, float_bits(1.0f));
+      Update<Rule>::load(piece, ahead.loaded);
+    }
+    ahead_.advance(block_.n_slots);
+    return true;
+  }
+
+  __device__ void update(Ahead& ahead) {
+    const uint32_t slot = here_.cursor.slot;
+    block_.ring.ready[slot].wait(here_.cursor.parity);
+    const Piece piece = piece_at(here_);
+    if (has_work(here_, piece.part)) {
+      const float coefficient = wait_for(piece.part, ahead.coefficient);
+      if (!(coefficient < 0.0f)) {
+        Update<Rule>::apply(block_.tables.groups, piece, coefficient, SlotGrads{piece.grads}, ahead.loaded);
+      }
+      if (piece.part.index == 0 && piece.begin == 0 && lane_id() == 0) finish_tensor(piece, coefficient);
+    }
+    if (here_.ends_draw()) {
+      __syncwarp();
+      if (lane_id() == 0) block_.ring.empty[slot].arrive();
+    }
+    here_.advance(block_.n_slots);
+  }
+
+  __device__ float wait_for(const Part& part, uint64_t word) {
+    while (!__all_sync(kFullWarp, has_epoch(word, block_.epoch))) {
+      word = load_relaxed(&args_.workspace.coefficients[part.coefficient]);
+    }
+    return float_from_bits(payload(word));
+  }
+
+  // What is done once for a tensor. The step of a large one is still read by others: see finish_step.
+  __device__ void finish_tensor(const Piece& piece, float coefficient) {
+    const Part& part = piece.part;
+    const Statistics& statistics = args_.statistics;
+    if (part.waits) statistics.coefficients[part.tensor] = coefficient < 0.0f ? 0.0f : coefficient;
+    if (coefficient == kSkipped) atomicAdd(reinterpret_cast<unsigned long long*>(statistics.n_skipped), 1ull);
+    if (part.step != nullptr && !(coefficient < 0.0f)) *part.step = piece.scalars.next_step;
+  }
+
+  const Block& block_;
+  const StepArgs& args_;
+  const int which_;
+  Place ahead_, here_;
+};
+
+}  // namespace bertadam::cuda

@@ -1,0 +1,113 @@
+"""A run that is too slow is told so, for each criterion; one that is fast enough, too."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+from bench_report import Row
+from contenders import CLIPS, OURS, contenders
+from criteria import CPU_THREADS, CRITERIA, Criterion, Results, verdicts
+from host_time import GROUP_COUNTS, HostRow
+from model_shapes import MODELS
+
+COPY_GBPS, N_PARAMS = 100.0, 10**6
+#: Time of ours over what its bytes take at the copy's speed, and of the others over ours.
+GOOD = {"per_tensor": 1.02, "global": 1.02, "none": 1.0}
+BAD = {"per_tensor": 2.5, "global": 1.5, "none": 1.1}
+GOOD_PEER, BAD_PEER = 50.0, 0.9
+CASES = [(device, each) for device in CRITERIA for each in CRITERIA[device]]
+IDS = [f"{device}-{each.says}-{each.model}".replace(" ", "_") for device, each in CASES]
+
+
+def results(device: str, excess: dict[str, float], peer: float) -> Results:
+    """A run of all models in which ours and the others take what is asked for."""
+    candidates = {clip: contenders(clip, device) for clip in CLIPS}
+    n_bytes = {clip: candidates[clip][0].bytes_per_param for clip in CLIPS}
+    ours = {clip: excess[clip] * N_PARAMS * n_bytes[clip] / COPY_GBPS / 1e3 for clip in CLIPS}
+    rows = []
+    for model in MODELS:
+        for clip in CLIPS:
+            for each in candidates[clip]:
+                time = ours[clip] if each.name == OURS else peer * min(ours.values())
+                rows.append(
+                    Row(
+                        *(model, 1, N_PARAMS, clip, each.name, each.bytes_per_param),
+                        median_us=time,
+                        wall_us=time,
+                        copy_gbps=COPY_GBPS,
+                        **{f"ours_{c}_over_this": ours[c] / time for c in CLIPS},
+                    )
+                )
+    host, launches = (20.0, 1) if excess is GOOD else (100.0, 2)
+    host_rows = [
+        HostRow("bert-large", 398, n, "per_tensor", 200, host, host, host, launches)
+        for n in GROUP_COUNTS
+    ]
+    return Results(rows, host_rows)
+
+
+@pytest.mark.parametrize(("device", "criterion"), CASES, ids=IDS)
+def test_good_run_meets_every_criterion_and_a_bad_one_none(
+    device: str, criterion: Criterion
+) -> None:
+    good, bad = results(device, GOOD, GOOD_PEER), results(device, BAD, BAD_PEER)
+    assert criterion.verdict(good).startswith("met  ")
+    assert criterion.verdict(bad).startswith("NOT met  ")
+
+
+@pytest.mark.parametrize(("device", "criterion"), CASES, ids=IDS)
+def test_limit_is_met_at_its_value_and_not_one_percent_beyond(
+    device: str, criterion: Criterion
+) -> None:
+    def at(value: float | None) -> bool | None:
+        return dataclasses.replace(criterion, value=lambda _: value).met(Results())
+
+    lower = criterion.at_least is not None
+    limit = criterion.at_least if lower else criterion.at_most
+    assert limit is not None
+    assert at(limit) is True
+    assert at(limit * (0.99 if lower else 1.01)) is False
+    assert at(math.nan) is False
+    assert at(None) is None
+
+
+@pytest.mark.parametrize(("device", "criterion"), CASES, ids=IDS)
+def test_criterion_without_its_measurement_says_so(device: str, criterion: Criterion) -> None:
+    assert criterion.verdict(Results()).startswith("not measured  ")
+    missing = [dataclasses.replace(row, median_us=None) for row in results(device, GOOD, 9.0).rows]
+    assert criterion.verdict(Results(missing)).startswith("not measured  ")
+
+
+def test_verdict_says_number_clock_and_limit() -> None:
+    bad = results("cuda", BAD, BAD_PEER)
+    lines = verdicts("cuda", 1, bad)
+    assert (
+        "NOT met       bert-large: ours, clip none: 0.9 x as fast as torch AdamW(fused), clip none "
+        "(device time, paired), wanted >= 1.18"
+    ) in lines
+    loop = next(line for line in lines if "plain BertAdam loop" in line)
+    assert "(idle-queue wall time, medians)" in loop
+    assert lines[0] == (
+        "NOT met       bert-large: ours, clip per_tensor: 40 % of copy at 28 B, wanted >= 96"
+    )
+
+
+def test_models_that_were_not_timed_are_not_judged() -> None:
+    run = results("cuda", GOOD, GOOD_PEER)
+    rows = [row for row in run.rows if row.model == "20x16M"]
+    assert [line.split(":")[0] for line in verdicts("cuda", 1, Results(rows))] == [
+        "met           20x16M"
+    ]
+    assert len(verdicts("cuda", 1, run)) == len(CRITERIA["cuda"])
+
+
+def test_cpu_is_judged_with_its_number_of_threads_only() -> None:
+    run = results("cpu", GOOD, GOOD_PEER)
+    assert len(verdicts("cpu", CPU_THREADS, run)) == len(CRITERIA["cpu"])
+    assert [line.split(":")[0] for line in verdicts("cpu", 7, run)] == ["no verdicts"]
