@@ -6,16 +6,22 @@ adds its constructor and `_rule_settings`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
-from typing import Any, overload
+from typing import Any, ParamSpec, TypeVar, overload
 
 import torch
 from torch import Tensor
+from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from . import _checkpoint, _phases, schedules
 from ._ext import load
 from ._planning import Planning
 from ._statistics import Statistics
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 class FusedOptimizer(Planning, Statistics, torch.optim.Optimizer):
@@ -50,19 +56,47 @@ class FusedOptimizer(Planning, Statistics, torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if not self._inspect():
-            self._make_plans()
-            self._inspect()
-        self._update_settings()
-        if self._n_steps >= self._next_event:
-            self._handle_events()
-        if any([plan.prepare(self._init_state) for plan in self._plans]):
-            self._set_groups()  # somebody else has moved a step counter
-        for plan in self._plans:
-            plan.run()
+        due = self._n_steps >= self._next_event
+        if due or not self._stepper.step(self.param_groups, self.state):
+            self._bring_up_to_date()
+            if not self._stepper.step(self.param_groups, self.state):
+                raise RuntimeError(
+                    f"{type(self).__name__}: parameters, states or settings changed while the step "
+                    "was being planned; let schedules and other callbacks leave them alone"
+                )
         self._stepped = True
         self._n_steps += 1
         return loss
+
+    @staticmethod
+    def profile_hook_step(func: Callable[_P, _R]) -> Callable[_P, _R]:
+        """Wrap a step as torch does, and pass its hooks and profiler by while there are none.
+
+        torch.optim.Optimizer calls this once per class. Its own wrapper takes 8 us a step, this one
+        0.3 (Xeon, 2026-11).
+        """
+        observed = torch.optim.Optimizer.profile_hook_step(func)
+        is_observed = load().is_observed
+
+        @functools.wraps(func)
+        def step(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            self: Any = args[0]
+            if (
+                self._optimizer_step_pre_hooks
+                or self._optimizer_step_post_hooks
+                or _global_optimizer_pre_hooks
+                or _global_optimizer_post_hooks
+                or is_observed()
+            ):
+                return observed(*args, **kwargs)
+            return func(*args, **kwargs)
+
+        # What torch.compiler.disable comes to, without its wrapper, which takes 0.6 us: a compiled
+        # caller breaks its graph here, and neither this frame nor what it calls is compiled.
+        step._torchdynamo_disable = True  # type: ignore[attr-defined]
+        skip = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP)
+        set_code_exec_strategy(step.__code__, skip)  # type: ignore[attr-defined]
+        return step
 
     def _init_state(self, param: Tensor) -> None:
         """Create the zero state of a parameter, if it has none."""

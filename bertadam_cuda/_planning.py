@@ -29,6 +29,7 @@ class Planning:
     state: Any
     _binary: ModuleType
     _plans: list[Any]
+    _stepper: Any
 
     def _rule_settings(self, group: dict[str, Any]) -> dict[str, float]:
         """Return beta1, beta2, eps and weight_decay of a group under these names."""
@@ -36,6 +37,10 @@ class Planning:
 
     def _check_rule(self, group: dict[str, Any], where: str) -> None:
         """Raise ValueError or TypeError for bad values of `_rule_keys`."""
+        raise NotImplementedError
+
+    def _init_state(self, param: Tensor) -> None:
+        """Create the zero state of a parameter, if it has none."""
         raise NotImplementedError
 
     def _validate_groups(self, groups: list[dict[str, Any]]) -> None:
@@ -75,10 +80,12 @@ class Planning:
             )
             for device in devices
         ]
+        self._stepper = self._binary.Stepper(self._plans)
 
     def _drop_plan(self) -> None:
         """Forget what was derived from parameters and settings."""
         self._plans: list[Any] = []
+        self._stepper = self._binary.Stepper([])
         self._seen: list[tuple[Any, ...]] = []  # settings that the plans were given
         self._seen_rates: list[float] = []
         self._stepped = False
@@ -96,18 +103,34 @@ class Planning:
         groups, state = self.param_groups, self.state
         return bool(self._plans) and all([plan.inspect(groups, state) for plan in self._plans])
 
+    def _bring_up_to_date(self) -> None:
+        """Do all that a step does not do by itself: plans, settings, tables, missing states."""
+        if not self._inspect():
+            self._make_plans()
+            self._inspect()
+        self._update_settings()
+        if self._n_steps >= self._next_event:
+            self._handle_events()
+        elif any(plan.counters_changed for plan in self._plans):
+            self._set_groups()  # somebody else has moved a step counter
+        for plan in self._plans:
+            plan.create_states(self._init_state)
+        self._stepper.accept(self.param_groups, not self._has_two_schedules())
+
     def _update_settings(self) -> None:
-        """Hand over what changed in the groups since the last step."""
+        """Hand over what changed in the groups since they were last looked at."""
         rates = [group["lr"] for group in self.param_groups]
         others = [_settings.snapshot(group, self._rule_keys) for group in self.param_groups]
         if others != self._seen:
             self._validate_groups(self.param_groups)
             self._warn_of_two_schedules()
             self._set_groups()
-        elif rates != self._seen_rates:
+        else:
             for index, lr in enumerate(rates):
                 check_number(lr, "lr", f"{type(self).__name__}: param_groups[{index}]", least=0.0)
-            self._warn_of_two_schedules()
+            if rates != self._seen_rates:
+                self._warn_of_two_schedules()
+            # Of all groups: the stepper may have given other ones since.
             for plan in self._plans:
                 for index, lr in enumerate(rates):
                     plan.set_lr(index, lr)
@@ -192,10 +215,13 @@ class Planning:
             return _phases.Bounds(0, 0)
         return _phases.bounds(self.state, group)
 
+    def _has_two_schedules(self) -> bool:
+        """Whether the next new lr is a reason to warn."""
+        return "two schedules" not in self._warned and any(map(_two_schedules, self.param_groups))
+
     def _warn_of_two_schedules(self) -> None:
         for index, group in enumerate(self.param_groups):
-            own = group["t_total"] != -1 and group["schedule"] != "none"
-            if own and "initial_lr" in group:
+            if _two_schedules(group):
                 self._warn_once(
                     "two schedules",
                     f"{type(self).__name__}: param_groups[{index}] has schedule="
@@ -208,3 +234,9 @@ class Planning:
         if subject not in self._warned:
             warnings.warn(message, stacklevel=4)
             self._warned.add(subject)
+
+
+def _two_schedules(group: dict[str, Any]) -> bool:
+    """Whether a group has a schedule of its own, and a torch lr scheduler has been there."""
+    own = group["t_total"] != -1 and group["schedule"] != "none"
+    return own and "initial_lr" in group

@@ -169,6 +169,11 @@ void check_counter(const at::Tensor& counter, const at::Tensor& param, const cha
                               " and shape ", counter.sizes(),
                               ", expected a 0-dim float32 tensor; load it with load_state_dict"));
   }
+  if (counter.is_neg() || !has_memory(counter)) {
+    throw std::runtime_error(text(where, ": ", name, ": state '", key,
+                                  "' is a negated view, or its storage was freed or resized; replace it by an ordinary "
+                                  "tensor"));
+  }
 }
 
 void check_disjoint(std::vector<Interval>& intervals, const std::string& where, const std::vector<std::string>& names) {

@@ -9,33 +9,6 @@
 
 namespace bertadam::binding {
 
-// What a check has seen of a tensor. While none of it changes, the check need not be made again; comparing takes a few
-// nanoseconds, and a step looks at some thousand tensors.
-class Seen {
- public:
-  // Whether `tensor` is as it was, in memory of the layout that was accepted.
-  bool matches(const at::Tensor& tensor, at::IntArrayRef sizes, at::IntArrayRef strides) const {
-    const c10::TensorImpl* const impl = tensor.unsafeGetTensorImpl();
-    return impl == impl_ && impl->key_set() == keys_ && impl->dtype() == dtype_ && impl->sizes() == sizes &&
-           impl->strides() == strides && impl->storage_offset() == offset_ && impl->storage().nbytes() == bytes_;
-  }
-  void remember(const at::Tensor& tensor) {
-    impl_ = tensor.unsafeGetTensorImpl();
-    keys_ = impl_->key_set();
-    dtype_ = impl_->dtype();
-    offset_ = impl_->storage_offset();
-    bytes_ = impl_->storage().nbytes();
-  }
-  const c10::TensorImpl* impl() const { return impl_; }
-
- private:
-  const c10::TensorImpl* impl_ = nullptr;
-  c10::DispatchKeySet keys_;
-  caffe2::TypeMeta dtype_;
-  int64_t offset_ = 0;
-  size_t bytes_ = 0;
-};
-
 // Memory that a step writes, and whose it is.
 struct Interval {
   const char* begin;

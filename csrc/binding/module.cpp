@@ -1,8 +1,10 @@
 // Names and docstrings for Python, nothing else.
+#include <ATen/record_function.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "binding/inspection.h"
-#include "binding/step_plan.h"
+#include "binding/stepper.h"
+#include "binding/traversal.h"
 #include "core/rules/adam.h"
 #if defined(BERTADAM_WITH_CUDA)
 #include "cuda/tuning.h"
@@ -57,7 +59,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("cpu_isas", &cpu_isas, "Instruction set levels of the CPU backend that this machine can run.");
   m.def("set_cpu_isa", &set_cpu_isa, "Choose one of cpu_isas(); the best is the default, the bits are the same.");
 
-  py::class_<StepPlan>(m, "StepPlan")
+  m.def("is_observed", &at::hasCallbacks, "Whether a profiler, or anything else, is told of what torch runs.");
+
+  py::class_<StepPlan>(m, "StepPlan", traversed<StepPlan>())
       .def(py::init<std::string, py::list, py::dict, at::Device, at::Tensor>(), py::arg("where"),
            py::arg("param_groups"), py::arg("state"), py::arg("device"), py::arg("n_skipped"))
       .def(
@@ -74,12 +78,17 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def(
           "configure",
           [](StepPlan& plan, bool clip_by_total_norm, bool skip_nonfinite, std::vector<bool> group_needs_norm) {
-            plan.execution->configure({clip_by_total_norm, skip_nonfinite, std::move(group_needs_norm)});
+            plan.configure({clip_by_total_norm, skip_nonfinite, std::move(group_needs_norm)});
           },
           py::kw_only(), py::arg("clip_by_total_norm"), py::arg("skip_nonfinite"), py::arg("group_needs_norm"))
-      .def("inspect", &StepPlan::inspect, py::arg("param_groups"), py::arg("state"))
-      .def("prepare", &StepPlan::prepare, py::arg("init_state"))
-      .def("run", &StepPlan::run)
+      .def(
+          "inspect",
+          [](StepPlan& plan, const py::list& param_groups, const py::dict& state) {
+            return plan.same_structure(param_groups) && plan.read(state);
+          },
+          py::arg("param_groups"), py::arg("state"))
+      .def("create_states", &StepPlan::create_states, py::arg("init_state"))
+      .def_property_readonly("counters_changed", &StepPlan::counters_changed)
       .def_property_readonly("grad_norms", [](const StepPlan& plan) { return plan.execution->grad_norms(); })
       .def_property_readonly("total_norm", [](const StepPlan& plan) { return plan.execution->total_norm(); })
       .def_property_readonly("clip_coefficients",
@@ -94,6 +103,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def_property(
           "workers", [](const StepPlan& plan) { return plan.execution->workers; },
           [](StepPlan& plan, int workers) { plan.execution->workers = workers; });
+
+  py::class_<Stepper>(m, "Stepper", traversed<Stepper>())
+      .def(py::init<py::list>(), py::arg("plans"))
+      .def("accept", &Stepper::accept, py::arg("param_groups"), py::arg("rates_may_change"))
+      .def("step", &Stepper::step, py::arg("param_groups"), py::arg("state"));
 
   bind_inspection(m);
 }

@@ -1,24 +1,23 @@
-// One device's part of an optimizer: reads the optimizer's own parameter lists, gradients and state dicts at every
-// step, checks them, and hands their memory to the execution. It remembers nothing of a tensor that it does not compare
-// at the next step.
+// One device's part of an optimizer: reads the optimizer's own parameters, gradients and state dicts at every step,
+// checks them, and hands their memory to the execution. What it remembers of a step is compared at the next one.
 #pragma once
 
 #include <torch/csrc/utils/pybind.h>
 
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "binding/checks.h"
+#include "binding/dict_watch.h"
 #include "binding/execution.h"
+#include "binding/group_settings.h"
+#include "binding/ordinary.h"
+#include "binding/state_values.h"
 
 namespace bertadam::binding {
-
-struct GroupSettings {
-  double lr, beta1, beta2, eps, weight_decay, max_grad_norm;
-  bool maximize;
-};
 
 class StepPlan {
  public:
@@ -26,62 +25,92 @@ class StepPlan {
   StepPlan(std::string where, pybind11::list param_groups, pybind11::dict state, at::Device device,
            at::Tensor n_skipped);
 
+  // Settings, of which `configure` comes last: it ends counters_changed().
   void set_group(size_t index, const GroupSettings& settings, at::Tensor multipliers,
                  std::optional<at::Tensor> corrections);
   void set_lr(size_t index, double lr);
+  void configure(ExecutionSettings settings);
 
-  // The parts of a step, to be called in this order; the first two write nothing of the user's but missing states.
-  // `inspect` is false where the parameters are no longer those that the plan was made for. `init_state(param)`
-  // creates the zero state of a parameter; the plan does not keep it, since it refers to the optimizer.
-  // `prepare` is true where somebody else has written a step counter since the last step.
-  bool inspect(const pybind11::list& param_groups, const pybind11::dict& state);
-  bool prepare(const pybind11::function& init_state);
+  bool same_structure(const pybind11::list& param_groups) const;
+  // Reads and checks all that a step uses, and writes none of it. False where the parameters are no longer those that
+  // the plan was made for.
+  bool read(const pybind11::dict& state);
+  // Whether a step can follow: every state is there, and the settings have seen the step counters.
+  bool ready() const { return missing_.empty() && !counters_changed_; }
+  // Whether somebody else has written a step counter, or brought one, since the settings were given.
+  bool counters_changed() const { return counters_changed_; }
+  // Has `init_state(param)` create what is missing. The plan does not keep it: it refers to the optimizer.
+  void create_states(const pybind11::function& init_state);
+
+  // A step, with nothing between `read` and these two.
+  void prepare();
   void run();
+
+  void traverse(Visit& visit) const {
+    visit(state_);
+    states_.traverse(visit);
+    for (const pybind11::object& param : all_params_) visit(param);
+    for (const Entry& entry : entries_) visit(entry.step);
+  }
 
   std::unique_ptr<Execution> execution;
 
  private:
   struct Entry {
-    pybind11::object object;
-    at::Tensor param;
-    std::vector<int64_t> sizes, strides;
-    uint32_t group;
-    pybind11::dict state;              // of this parameter; empty until it is found
-    const at::Tensor* grad = nullptr;  // of this step
-    Seen seen_param, seen_states[kMaxStates], seen_step;
+    PyObject* param;  // `all_params_` holds it; its tensor may change
+    Layout layout;
+    Found found = Found::kNothing;  // in the state dict
+    StateValues values;             // valid while nobody writes the dicts
+    pybind11::object step;          // held, so that another counter cannot have its address
+    const c10::TensorImpl* step_impl = nullptr;
     uint32_t step_version = 0;  // that the last step left the counter with
   };
-  // The values of a parameter's state dict, borrowed.
-  struct StateValues {
-    PyObject* states[kMaxStates] = {};
-    PyObject* step = nullptr;
-    PyObject* schedule_start = nullptr;
-    PyObject* bias_correction_start = nullptr;
+
+  // What a step writes of an entry: the versions of parameter, step and states.
+  struct Written {
+    Entry* entry;
+    std::atomic<uint32_t>* versions[2 + kMaxStates];
   };
 
-  bool same_structure(const pybind11::list& param_groups) const;
-  void find_state(Entry& entry, const std::string& name);
-  static StateValues values_of(const pybind11::dict& state);
-  const at::Tensor& as_tensor(PyObject* value, const char* key, size_t index) const;
-  void read_state(Entry& entry, size_t index, TensorRow& row);
-  void will_write(const at::Tensor& tensor);
+  void find_states();
+  bool read_entries();
+  bool read_entry(Entry& entry, const Ordinary& ordinary, TensorRow& row, const void*& grad, Written& written);
+  void read_state(Entry& entry, const Ordinary& ordinary, TensorRow& row, Written& written);
+  template <class Pointer>
+  void point(Pointer& of_row, Pointer memory);
+  static bool knows_counter(const Entry& entry);
+
+  // For what is not ordinary.
+  size_t index_of(const Entry& entry) const { return static_cast<size_t>(&entry - entries_.data()); }
+  const std::string& name_of(const Entry& entry) const { return names_[index_of(entry)]; }
+  C10_NOINLINE bool checked_param(const Entry& entry, void*& memory) const;
+  C10_NOINLINE void look_closer(const Entry& entry, const at::Tensor* grad);
+  C10_NOINLINE const void* checked_grad(const at::Tensor& grad, const Entry& entry);
+  C10_NOINLINE void* checked_state(const Entry& entry, int k) const;
+  C10_NOINLINE float* checked_counter(const Entry& entry, PyObject* value, const char* key) const;
+  C10_NOINLINE static void remember_counter(Entry& entry);
+  void keep_memory(const Entry& entry);
   void check_overlaps();
 
   const std::string where_;
   const at::Device device_;
+  const Ordinary ordinary_;
   pybind11::dict state_;
-  Py_ssize_t n_states_ = -1;                  // entries of `state_` when the parameters' dicts were last looked up
+  DictWatch states_{DictKind::kStates};       // `state_` and the dicts in it
   std::vector<pybind11::object> all_params_;  // of every device, in param_groups order
-  std::vector<Py_ssize_t> group_sizes_;
+  std::vector<size_t> group_sizes_;
   const size_t n_groups_;
   std::vector<Entry> entries_;
   std::vector<std::string> names_;
-  std::vector<at::Tensor> group_tables_;       // keeps alive what the groups point to
-  std::vector<at::Tensor> converted_grads_;    // of this step: gradients brought into their parameter's layout
-  std::vector<c10::TensorImpl*> written_;      // by this step
-  std::vector<at::Tensor> alive_;              // while a step on the CPU runs without the GIL
-  std::vector<const void*> written_pointers_;  // at the last overlap check
+  std::vector<at::Tensor> group_tables_;  // keeps alive what the groups point to
+  // Of this step; vectors stay to keep their memory.
+  std::vector<size_t> missing_;              // entries without a state
+  std::vector<Written> written_;             // of the entries with a gradient,
+  size_t n_stepped_ = 0;                     // as many
+  std::vector<at::Tensor> converted_grads_;  // gradients brought into their parameter's layout
+  std::vector<c10::Storage> kept_;           // while a step on the CPU runs without the GIL
   bool counters_changed_ = false;
+  bool memory_moved_ = true;  // since the last overlap check
 };
 
 }  // namespace bertadam::binding

@@ -1,0 +1,36 @@
+#include "binding/stepper.h"
+
+namespace py = pybind11;
+
+namespace bertadam::binding {
+
+Stepper::Stepper(const py::list& plans) {
+  for (const py::handle plan : plans) {
+    objects_.push_back(py::reinterpret_borrow<py::object>(plan));
+    plans_.push_back(plan.cast<StepPlan*>());
+  }
+}
+
+void Stepper::accept(const py::list& param_groups, bool rates_may_change) {
+  for (const StepPlan* const plan : plans_) {
+    TORCH_CHECK(plan->same_structure(param_groups), "the plans are not made for these parameters");
+  }
+  groups_.accept(param_groups, rates_may_change);
+}
+
+bool Stepper::step(const py::list& param_groups, const py::dict& state) {
+  if (!groups_.matches(param_groups)) return false;
+  for (StepPlan* const plan : plans_) {
+    if (!plan->read(state) || !plan->ready()) return false;
+  }
+  if (const std::vector<double>* const rates = groups_.new_rates()) {
+    for (StepPlan* const plan : plans_) {
+      for (size_t g = 0; g < rates->size(); ++g) plan->set_lr(g, (*rates)[g]);
+    }
+  }
+  for (StepPlan* const plan : plans_) plan->prepare();
+  for (StepPlan* const plan : plans_) plan->run();
+  return true;
+}
+
+}  // namespace bertadam::binding
