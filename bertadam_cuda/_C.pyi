@@ -16,9 +16,11 @@ def set_cpu_isa(name: str) -> None: ...
 def plan(
     n_elements: list[int],
     needs_norm: list[bool],
-    chunk_elements: int,
+    part_elements: int,
+    items_per_draw: int,
     wait_for_all: bool,
-    lookahead_chunks: int,
+    in_turn: bool,
+    retained_draws: int,
 ) -> dict[str, Any]: ...
 def sum_of_squares(grad: Tensor, chunk_elements: int) -> float: ...
 def clip_coefficient(norm: float, max_grad_norm: float, skip_nonfinite: bool) -> float: ...
@@ -31,6 +33,7 @@ def is_observed() -> bool: ...
 
 class StepPlan:
     workers: int
+    retained_draws: int
     def __init__(
         self,
         where: str,
@@ -70,7 +73,7 @@ class StepPlan:
     @property
     def device(self) -> torch.device: ...
     @property
-    def staged(self) -> bool: ...
+    def n_copies(self) -> int: ...
     @property
     def scratch(self) -> list[Tensor]: ...
     @property

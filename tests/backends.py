@@ -101,9 +101,11 @@ def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
 
 def run(params: list[nn.Parameter], device: str, n_steps: int = 4, **settings: Any) -> list[Tensor]:
     workers = settings.pop("workers", 0)
+    retained_draws = settings.pop("retained_draws", -1)
     twin = Twin(copy.deepcopy(params), device, **settings)
     for step in range(n_steps):
         for plan in twin.opt._plans:
             plan.workers = workers
+            plan.retained_draws = retained_draws
         twin.step(odd_grads(twin.params if device == "cpu" else params, step))
     return twin.bits()

@@ -98,6 +98,24 @@ def test_any_number_of_blocks_gives_the_same_bits(settings: dict[str, Any], bloc
     assert same(run(params, "cuda", workers=blocks, **settings), expected)
 
 
+def large_params() -> list[nn.Parameter]:
+    """More chunks than the ring of one block has slots, and one tensor more than all rings."""
+    sizes = [(6_000_001,), (1000, 1000), (70_000,), (3,), (2048, 1024)]
+    return [nn.Parameter(torch.randn(size)) for size in sizes]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("retained_draws", [-1, 0, 7, 10**6], ids=lambda n: f"retained {n}")
+@pytest.mark.parametrize("mode", ["per tensor", "global", "null steps"])
+def test_retention_leaves_no_trace(mode: str, retained_draws: int) -> None:
+    """What is kept on chip, and a block that helps because too few are there, change no bit."""
+    params = large_params()
+    expected = run(params, "cpu", n_steps=2, **MODES[mode])
+    for blocks in (0, 1, 5, 10_000):
+        how = {"workers": blocks, "retained_draws": retained_draws, **MODES[mode]}
+        assert same(run(params, "cuda", n_steps=2, **how), expected), blocks
+
+
 def bert_base() -> list[nn.Parameter]:
     """The 206 parameters of BERT-base (BertForPreTraining, decoder tied): 110.1 M elements."""
     shapes: list[tuple[int, ...]] = [(30522, 768), (512, 768), (2, 768), (768,), (768,)]
