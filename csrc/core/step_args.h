@@ -53,8 +53,8 @@ struct StepArgs {
   const TensorRow* rows;
   const void* const* grads;  // null: the tensor takes no part in this step
   uint32_t n_draws, n_tensors, n_groups, n_large;
-  int64_t total_tree;  // first node of the tree over the tensors' sums
-  uint32_t n_workers;  // on a CPU
+  int64_t total_tree;       // first node of the tree over the tensors' sums
+  uint32_t n_workers;       // on a CPU
   bool has_norms;           // the plan's
   bool wait_for_all;        // the plan's
   bool clip_by_total_norm;  // else by the tensor's own

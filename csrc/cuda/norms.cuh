@@ -50,7 +50,8 @@ struct DistantLeaves {  // in global memory: lane k has leaf k's address and len
 };
 
 // Adds the values of lanes `kDistance`, half of that, ..., 1 apart. Of kN values a lane keeps the first half, or the
-// second if its lane has the distance's bit, and adds those that its partner has of them; a single value is kept by both.
+// second if its lane has the distance's bit, and adds those that its partner has of them; a single value is kept by
+// both.
 template <int kN, int kDistance>
 __device__ __forceinline__ void halve(double* x) {
   if constexpr (kDistance > 0) {
@@ -70,9 +71,9 @@ __device__ __forceinline__ void halve(double* x) {
 }
 
 // The sums of a draw's leaves: kLanesPerLeaf lanes return leaf 0's, the next ones leaf 1's, and so on. Lane l reads
-// accumulators 4l .. 4l+3 of every leaf, so adding lanes 16, 8, 4, 2 and 1 apart halves 128 accumulators to 4. The first
-// halvings divide the leaves among the lanes, the next two the accumulators, so that most of them move half of what is
-// left; where lanes are left over, both partners of the last keep the sum.
+// accumulators 4l .. 4l+3 of every leaf, so adding lanes 16, 8, 4, 2 and 1 apart halves 128 accumulators to 4. The
+// first halvings divide the leaves among the lanes, the next two the accumulators, so that most of them move half of
+// what is left; where lanes are left over, both partners of the last keep the sum.
 template <class Leaves>
 __device__ __forceinline__ double leaf_sums(const Leaves& leaves) {
   double sums[4 * kLeaves];  // [leaf][accumulator]

@@ -8,7 +8,9 @@
 
 namespace bertadam::cuda {
 
-__device__ __forceinline__ bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+__device__ __forceinline__ bool is_aligned(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+}
 
 // One item of a draw, for the norm warp and the update warp that have it.
 struct alignas(16) Part {

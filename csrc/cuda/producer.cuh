@@ -16,7 +16,8 @@ namespace bertadam::cuda {
 
 class Producer {
  public:
-  __device__ explicit Producer(const Block& block) : block_(block), tables_(block.tables), args_(block.tables.args), trees_(block) {}
+  __device__ explicit Producer(const Block& block)
+      : block_(block), tables_(block.tables), args_(block.tables.args), trees_(block) {}
 
   __device__ void run(double* scratch) {
     scratch_ = scratch;

@@ -1,4 +1,5 @@
-// The role of an update warp: its elements of every draw, in ring order. While it computes, its next loads are in flight.
+// The role of an update warp: its elements of every draw, in ring order. While it computes, its next loads are in
+// flight.
 #pragma once
 
 #include "cuda/ring.cuh"
