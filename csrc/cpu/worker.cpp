@@ -41,6 +41,35 @@ class DefaultFloatingPoint {
   fenv_t saved_;
 };
 
+// Asks for the line that lies `bytes` ahead. Past the end of an array this is harmless: a prefetch cannot fault.
+BERTADAM_HD void prefetch(const void* here, size_t bytes) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(here) + bytes));
+}
+
+// A part of everything that belongs to a tensor's elements.
+template <class Rule, class Types>
+struct Arrays {
+  const typename Types::Grad* grad;
+  typename Types::Param* param;
+  typename Types::State* states[Rule::kNumStates];
+
+  BERTADAM_HD void prefetch_from(int64_t i) const {
+    prefetch(grad + i, kUpdatePrefetchBytes);
+    prefetch(param + i, kUpdatePrefetchBytes);
+    for (int k = 0; k < Rule::kNumStates; ++k) prefetch(states[k] + i, kUpdatePrefetchBytes);
+  }
+
+  BERTADAM_HD void update(const GroupScalars& group, const TensorScalars& scalars, int64_t i) const {
+    float values[Rule::kNumStates];
+    for (int k = 0; k < Rule::kNumStates; ++k) values[k] = to_float(states[k][i]);
+    const float p = to_float(param[i]);
+    const IeeeMath math;
+    const float direction = Rule::update(math, group, scalars, to_float(grad[i]), p, values);
+    for (int k = 0; k < Rule::kNumStates; ++k) states[k][i] = from_float<typename Types::State>(values[k]);
+    param[i] = from_float<typename Types::Param>(descend(p, scalars.lr, direction));
+  }
+};
+
 struct Step {
   const StepArgs& args;
   const Workspace& workspace;
@@ -132,25 +161,26 @@ struct Step {
     const TensorScalars scalars = tensor_scalars(group, row, coefficient);
     const int64_t begin = static_cast<int64_t>(item.part()) * kPartElements;
     const int64_t n = std::min<int64_t>(kPartElements, tensor.n_elements - begin);
-    update_elements<Rule, Types>(group, scalars, row, static_cast<const typename Types::Grad*>(grad) + begin, begin, n);
+    Arrays<Rule, Types> arrays{static_cast<const typename Types::Grad*>(grad) + begin,
+                               static_cast<typename Types::Param*>(row.param) + begin,
+                               {}};
+    for (int k = 0; k < Rule::kNumStates; ++k) {
+      arrays.states[k] = static_cast<typename Types::State*>(row.states[k]) + begin;
+    }
+    update_elements(group, scalars, arrays, n);
   }
 
   template <class Rule, class Types>
-  static void update_elements(const GroupScalars group, const TensorScalars scalars, const TensorRow& row,
-                              const typename Types::Grad* grad, int64_t begin, int64_t n) {
-    auto* const param = static_cast<typename Types::Param*>(row.param) + begin;
-    typename Types::State* state[Rule::kNumStates];
-    for (int k = 0; k < Rule::kNumStates; ++k) state[k] = static_cast<typename Types::State*>(row.states[k]) + begin;
+  static void update_elements(const GroupScalars group, const TensorScalars scalars, const Arrays<Rule, Types> arrays,
+                              int64_t n) {
+    const int64_t n_in_lines = n - n % kLineElements;
+    for (int64_t line = 0; line < n_in_lines; line += kLineElements) {
+      arrays.prefetch_from(line);
 #pragma GCC ivdep  // the binding has checked that nothing written overlaps
-    for (int64_t i = 0; i < n; ++i) {
-      float states[Rule::kNumStates];
-      for (int k = 0; k < Rule::kNumStates; ++k) states[k] = to_float(state[k][i]);
-      const float p = to_float(param[i]);
-      const IeeeMath math;
-      const float direction = Rule::update(math, group, scalars, to_float(grad[i]), p, states);
-      for (int k = 0; k < Rule::kNumStates; ++k) state[k][i] = from_float<typename Types::State>(states[k]);
-      param[i] = from_float<typename Types::Param>(descend(p, scalars.lr, direction));
+      for (int64_t i = line; i < line + kLineElements; ++i) arrays.update(group, scalars, i);
     }
+#pragma GCC ivdep
+    for (int64_t i = n_in_lines; i < n; ++i) arrays.update(group, scalars, i);
   }
 
   // By the last worker, when nobody reads a step any more.
