@@ -15,8 +15,8 @@ struct Adam {
   static constexpr int kNumStates = 2;
   static constexpr const char* kStateNames[kNumStates] = {"exp_avg", "exp_avg_sq"};
 
-  // Updates the states in place and returns the update before the learning rate. `math`: see math.h. Every operation is rounded
-  // once, in this order, on every backend: m is within 1.5 ulp of its larger addend, v within 1 ulp.
+  // Updates the states in place and returns the update before the learning rate. `math`: see math.h. Every operation is
+  // rounded once, in this order, on every backend: m is within 1.5 ulp of its larger addend, v within 1 ulp.
   template <class Math>
   BERTADAM_HD static float update(Math& math, const GroupScalars& group, const TensorScalars& tensor, float raw_grad,
                                   float p, float (&states)[kNumStates]) {
