@@ -41,11 +41,6 @@ class DefaultFloatingPoint {
   fenv_t saved_;
 };
 
-// Asks for the line that lies `bytes` ahead. Past the end of an array this is harmless: a prefetch cannot fault.
-BERTADAM_HD void prefetch(const void* here, size_t bytes) {
-  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(here) + bytes));
-}
-
 // A part of everything that belongs to a tensor's elements.
 template <class Rule, class Types>
 struct Arrays {
@@ -53,10 +48,10 @@ struct Arrays {
   typename Types::Param* param;
   typename Types::State* states[Rule::kNumStates];
 
-  BERTADAM_HD void prefetch_from(int64_t i) const {
-    prefetch(grad + i, kUpdatePrefetchBytes);
-    prefetch(param + i, kUpdatePrefetchBytes);
-    for (int k = 0; k < Rule::kNumStates; ++k) prefetch(states[k] + i, kUpdatePrefetchBytes);
+  BERTADAM_HD void prefetch(int64_t i) const {
+    __builtin_prefetch(grad + i);
+    __builtin_prefetch(param + i);
+    for (int k = 0; k < Rule::kNumStates; ++k) __builtin_prefetch(states[k] + i);
   }
 
   BERTADAM_HD void update(const GroupScalars& group, const TensorScalars& scalars, int64_t i) const {
@@ -175,7 +170,7 @@ struct Step {
                               int64_t n) {
     const int64_t n_in_lines = n - n % kLineElements;
     for (int64_t line = 0; line < n_in_lines; line += kLineElements) {
-      arrays.prefetch_from(line);
+      if (line + kPrefetchElements < n) arrays.prefetch(line + kPrefetchElements);
 #pragma GCC ivdep  // the binding has checked that nothing written overlaps
       for (int64_t i = line; i < line + kLineElements; ++i) arrays.update(group, scalars, i);
     }
