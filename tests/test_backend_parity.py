@@ -116,6 +116,40 @@ def test_retention_leaves_no_trace(mode: str, retained_draws: int) -> None:
         assert same(run(params, "cuda", n_steps=2, **how), expected), blocks
 
 
+def any_floats(n: int) -> torch.Tensor:
+    """Every bit pattern is as likely: denormals, infinities and NaN among them, and some zeros."""
+    bits = torch.randint(-(2**31), 2**31, (n,)).to(torch.int32)
+    values = bits.view(torch.float32).clone()
+    values[::17] = 0.0
+    return values
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("eps", [0.0, 1e-6, 1e30])
+@pytest.mark.parametrize("clip", [0.0, 1e300], ids=["plain kernel", "kernel with norms"])
+def test_arguments_of_any_size_give_the_bits_of_the_cpu(eps: float, clip: float) -> None:
+    """Roots and quotients in and out of the range in which a GPU computes them without branches."""
+    torch.manual_seed(7)
+    n = 500_003
+    param, m, v, grad = (any_floats(n) for _ in range(4))
+    grad = grad.where(grad.isfinite(), torch.ones(())) if clip else grad
+    results = []
+    for device in ("cpu", "cuda"):
+        twin = nn.Parameter(param.to(device))
+        settings = {"max_grad_norm": clip, "on_nonfinite": "propagate", "bias_correction": True}
+        opt = BertAdam([twin], lr=1.0, e=eps, **settings)
+        opt.state[twin] = {
+            "step": torch.zeros((), device=device),
+            "exp_avg": m.to(device),
+            "exp_avg_sq": v.abs().to(device),
+        }
+        twin.grad = grad.to(device)
+        opt.step()
+        results.append([as_integers(t) for t in (twin, *opt.state[twin].values())])
+    assert same(*results)
+    assert not torch.equal(results[0][0], as_integers(param))
+
+
 def bert_base() -> list[nn.Parameter]:
     """The 206 parameters of BERT-base (BertForPreTraining, decoder tied): 110.1 M elements."""
     shapes: list[tuple[int, ...]] = [(30522, 768), (512, 768), (2, 768), (768,), (768,)]

@@ -51,10 +51,9 @@ class Execution {
   at::Tensor clip_coefficients() const { return clip_coefficients_; }
   at::Device device() const { return device_; }
 
-  // For tests: the number of blocks or CPU workers, 0 for the backend's choice; of how many draws gradients are kept on
-  // chip, -1 for the backend's choice;
-  // how many threads the last step on the CPU ran on; how many tables the last launch copied first; the scratch of
-  // every stream.
+  // For tests: the number of CPU workers, or of blocks where norms are taken, 0 for the backend's choice; of how many
+  // draws gradients are kept on chip, -1 for the backend's choice; how many threads the last step on the CPU ran on;
+  // how many tables the last launch copied first; the scratch of every stream.
   int workers = 0;
   void set_retained_draws(int64_t n);
   int64_t retained_draws() const { return retained_draws_; }

@@ -20,8 +20,8 @@ struct TensorRow {
   const float* bias_correction_start;  // null: 0
 };
 
-// Scratch of one (device, stream). The counters start at zero, and every step leaves them so; the rest may hold
-// anything, since what a step reads carries its epoch or was counted.
+// Scratch of one (device, stream). Counters and arrivals start at zero, and every step leaves them so (but for the
+// epoch, which it advances); the rest may hold anything, since what a step reads carries its epoch or was counted.
 struct Counters {
   uint32_t ticket;  // the next draw
   uint32_t workers_done;

@@ -79,7 +79,7 @@ __device__ __forceinline__ double leaf_sums(const Leaves& leaves) {
   double sums[4 * kLeaves];  // [leaf][accumulator]
 #pragma unroll
   for (int k = 0; k < 4 * kLeaves; ++k) sums[k] = 0.0;
-#pragma unroll 1  // eight loads in flight; more would cost registers that there are not
+#pragma unroll 1  // a row of every leaf is in flight; more would cost registers that there are not
   for (int row = 0; row < kLeafRows; ++row) {
 #pragma unroll
     for (int leaf = 0; leaf < kLeaves; ++leaf) {
@@ -139,7 +139,7 @@ class NormTrees {
  public:
   __device__ explicit NormTrees(const Block& block) : block_(block), args_(block.tables.args) {}
 
-  // `part`: lanes 0 .. 7 have the draw's, the others one that does not exist. `scratch`: the warp's own.
+  // `part`: the first kLeaves lanes have the draw's, the others one that does not exist. `scratch`: the warp's own.
   __device__ __forceinline__ void add(const Part& part, double leaf_sum, double* scratch) {
     if (lane_id() % kLanesPerLeaf == 0) scratch[lane_id() / kLanesPerLeaf] = leaf_sum;
     __syncwarp();

