@@ -133,21 +133,23 @@ def test_arguments_of_any_size_give_the_bits_of_the_cpu(eps: float, clip: float)
     n = 500_003
     param, m, v, grad = (any_floats(n) for _ in range(4))
     grad = grad.where(grad.isfinite(), torch.ones(())) if clip else grad
-    results = []
-    for device in ("cpu", "cuda"):
-        twin = nn.Parameter(param.to(device))
+
+    def step_on(device: str) -> list[torch.Tensor]:
+        twin = nn.Parameter(param.to(device, copy=True))
         settings = {"max_grad_norm": clip, "on_nonfinite": "propagate", "bias_correction": True}
         opt = BertAdam([twin], lr=1.0, e=eps, **settings)
         opt.state[twin] = {
             "step": torch.zeros((), device=device),
-            "exp_avg": m.to(device),
-            "exp_avg_sq": v.abs().to(device),
+            "exp_avg": m.to(device, copy=True),
+            "exp_avg_sq": v.abs().to(device, copy=True),
         }
-        twin.grad = grad.to(device)
+        twin.grad = grad.to(device, copy=True)
         opt.step()
-        results.append([as_integers(t) for t in (twin, *opt.state[twin].values())])
-    assert same(*results)
-    assert not torch.equal(results[0][0], as_integers(param))
+        return [as_integers(t) for t in (twin, *opt.state[twin].values())]
+
+    expected = step_on("cpu")
+    assert not torch.equal(expected[0], as_integers(param))
+    assert same(step_on("cuda"), expected)
 
 
 def bert_base() -> list[nn.Parameter]:
