@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from . import _checkpoint, _phases, schedules
+from . import _checkpoint, _masters, _phases, schedules
 from ._ext import load
 from ._planning import Planning
 from ._statistics import Statistics
@@ -99,7 +99,7 @@ class FusedOptimizer(Planning, Statistics, torch.optim.Optimizer):
         return step
 
     def _init_state(self, param: Tensor) -> None:
-        """Create the zero state of a parameter, if it has none."""
+        """Create the first state of a parameter, if it has none: zeros, and its master."""
         if self.state.get(param):
             return
         with torch.inference_mode(False):  # inference tensors could not be written later
@@ -108,11 +108,39 @@ class FusedOptimizer(Planning, Statistics, torch.optim.Optimizer):
             }
             for name in self._state_names:
                 state[name] = torch.zeros_like(param, dtype=torch.float32, requires_grad=False)
+            state |= _masters.new_master(param, self._master_weights)
         self.state[param] = state
 
     @property
     def _state_names(self) -> tuple[str, ...]:
         return tuple(self._binary.state_names)
+
+    @property
+    def _master_weights(self) -> str | None:
+        master_weights: str | None = self.param_groups[0]["master_weights"]
+        return master_weights
+
+    def sync_master_weights(self) -> None:
+        """Make the master of every parameter that has a state anew from the parameter.
+
+        For parameters that somebody else has written (loaded, averaged, cast) and that shall count:
+        with master_weights='fp32' the next step would otherwise overwrite them from the master,
+        with 'remainder' it would add their old remainder. Also after master_weights was changed in
+        every group: what it no longer asks for is removed. Does not wait for the device.
+        """
+        for group in self.param_groups:
+            for param in group["params"]:
+                state = self.state.get(param)
+                if not state:
+                    continue
+                wanted = _masters.key_of(param, self._master_weights)
+                if wanted in state:
+                    _masters.write_from_param(state[wanted], param)
+                else:
+                    state.update(_masters.new_master(param, self._master_weights))
+                for key in _masters.KEYS:
+                    if key != wanted:
+                        state.pop(key, None)
 
     # ------------------------------------------------- parameters and groups
 

@@ -103,6 +103,7 @@ class BertAdam(FusedOptimizer):
         on_nonfinite: str | None = None,
         master_weights: str | None = None,
         stochastic_rounding: bool = False,
+        rounding_seed: int = 0,
         maximize: bool = False,
         capturable: bool = False,
     ) -> None:
@@ -122,6 +123,7 @@ class BertAdam(FusedOptimizer):
             "on_nonfinite": on_nonfinite,
             "master_weights": master_weights,
             "stochastic_rounding": stochastic_rounding,
+            "rounding_seed": rounding_seed,
             "maximize": maximize,
             "capturable": capturable,
         }
