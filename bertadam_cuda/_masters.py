@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Keys of the state, as TransformerEngine's FusedAdam and apex's DistributedFusedAdam have them.
+#: Keys of the state: TransformerEngine's FusedAdam has the first, apex's DistributedFusedAdam the
+#: second, which holds the same bits here.
 MASTER_PARAM = "master_param"
 PARAM_REMAINDER = "param_remainder"
 KEYS = (MASTER_PARAM, PARAM_REMAINDER)
@@ -47,6 +48,24 @@ def write_from_param(master: Tensor, param: Tensor) -> None:
         master.zero_()
     else:
         master.copy_(param)
+
+
+def fit(state: dict[str, Tensor], param: Tensor, master_weights: str | None) -> None:
+    """Give a state the master that it should have, if it lacks it, and no other."""
+    wanted = key_of(param, master_weights)
+    if wanted not in state:
+        state.update(new_master(param, master_weights))
+    for key in KEYS:
+        if key != wanted:
+            state.pop(key, None)
+
+
+def sync(state: dict[str, Tensor], param: Tensor, master_weights: str | None) -> None:
+    """The same, and make the master anew from the parameter."""
+    fit(state, param, master_weights)
+    wanted = key_of(param, master_weights)
+    if wanted is not None:
+        write_from_param(state[wanted], param)
 
 
 def split(master: Tensor) -> tuple[Tensor, Tensor]:

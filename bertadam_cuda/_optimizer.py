@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from . import _checkpoint, _masters, _phases, schedules
+from . import _checkpoint, _checkpoint_reference, _masters, _phases, schedules
 from ._ext import load
 from ._planning import Planning
 from ._statistics import Statistics
@@ -130,17 +130,8 @@ class FusedOptimizer(Planning, Statistics, torch.optim.Optimizer):
         """
         for group in self.param_groups:
             for param in group["params"]:
-                state = self.state.get(param)
-                if not state:
-                    continue
-                wanted = _masters.key_of(param, self._master_weights)
-                if wanted in state:
-                    _masters.write_from_param(state[wanted], param)
-                else:
-                    state.update(_masters.new_master(param, self._master_weights))
-                for key in _masters.KEYS:
-                    if key != wanted:
-                        state.pop(key, None)
+                if self.state.get(param):
+                    _masters.sync(self.state[param], param, self._master_weights)
 
     # ------------------------------------------------- parameters and groups
 
@@ -220,4 +211,4 @@ class FusedOptimizer(Planning, Statistics, torch.optim.Optimizer):
         State per parameter: 'step' (int), 'next_m', 'next_v'. Raises ValueError where a schedule
         is a callable. Synchronises on CUDA.
         """
-        return _checkpoint.to_reference(self)
+        return _checkpoint_reference.to_reference(self)
