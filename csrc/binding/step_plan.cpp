@@ -1,7 +1,5 @@
 #include "binding/step_plan.h"
 
-#include <ATen/core/grad_mode.h>
-#include <ATen/ops/empty_strided.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/autograd/variable.h>
 
@@ -20,9 +18,6 @@ const at::Tensor* grad_of(const c10::TensorImpl& tensor) {
   const auto* const meta = static_cast<torch::autograd::AutogradMeta*>(tensor.autograd_meta());
   return meta != nullptr && meta->grad_.defined() ? &meta->grad_ : nullptr;
 }
-
-// Counted in place of a master's version where there is no master.
-std::atomic<uint32_t> no_version{0};
 
 }  // namespace
 
@@ -148,6 +143,7 @@ void StepPlan::find_states() {
     entry.found = state == state_of.end() ? Found::kNothing : read_values(state->second, entry.values);
     if (entry.found == Found::kTensors && !has_master_of(entry.values, entry.storage.master_kind))
       entry.found = Found::kOther;
+    entry.master = master_of(entry.values, entry.storage.master_kind);
   }
 }
 
@@ -174,44 +170,13 @@ bool StepPlan::read_entry(Entry& entry, const Ordinary& ordinary, TensorRow& row
   return true;
 }
 
-bool StepPlan::checked_param(const Entry& entry, void*& memory) const {
-  const at::Tensor& param = THPVariable_Unpack(entry.param);
-  if (param.device() != device_ || !entry.layout.matches(param.sizes(), param.strides())) return false;
-  if (param.dtype() != entry.storage.param.dtype) return false;
-  check_param(param, storage_, where_, name_of(entry));
-  memory = param.mutable_data_ptr();
-  return true;
-}
-
-void StepPlan::look_closer(const Entry& entry, const at::Tensor* grad) {
-  if (entry.found == Found::kNothing && (grad != nullptr || THPVariable_Unpack(entry.param).requires_grad()))
-    missing_.push_back(index_of(entry));
-  if (entry.found == Found::kOther && grad != nullptr)
-    refuse_values(py::object(state_[py::handle(entry.param)]).ptr(), entry.storage.master_kind,
-                  where_ + ": " + name_of(entry) + ": ");
-}
-
-const void* StepPlan::checked_grad(const at::Tensor& grad, Entry& entry) {
-  const at::Tensor& param = THPVariable_Unpack(entry.param);
-  const DType type = check_grad(grad, param, where_, name_of(entry));
-  check_backend(param, type, where_, name_of(entry));
-  entry.grad = {grad.dtype(), grad.itemsize()};
-  entry.types = types_code(entry.storage.kind, type);
-  // An empty gradient has no address, and a null one would mean that there is none.
-  if (param.numel() == 0) return this;
-  if (same_layout(grad, param)) return grad.const_data_ptr();
-  const at::NoGradGuard no_grad;  // a gradient may have a graph of its own
-  converted_grads_.push_back(at::empty_strided(param.sizes(), param.strides(), grad.options()).copy_(grad));
-  return converted_grads_.back().const_data_ptr();
-}
-
 inline void StepPlan::read_state(Entry& entry, const Ordinary& ordinary, TensorRow& row, Written& written) {
   const StateValues& values = entry.values;
   for (int k = 0; k < Adam::kNumStates; ++k) {
     const c10::TensorImpl& state = *THPVariable_Unpack(values.states[k]).unsafeGetTensorImpl();
     void* const memory = ordinary.state(state, entry.layout);
     point(row.states[k], C10_LIKELY(memory != nullptr) ? memory : checked_state(entry, k));
-    written.versions[3 + k] = version_of(state);
+    written.versions[2 + k] = version_of(state);
   }
   read_master(entry, ordinary, row, written);
   const c10::TensorImpl& step = *THPVariable_Unpack(values.step).unsafeGetTensorImpl();
@@ -230,38 +195,12 @@ inline void StepPlan::read_state(Entry& entry, const Ordinary& ordinary, TensorR
 }
 
 inline void StepPlan::read_master(const Entry& entry, const Ordinary& ordinary, TensorRow& row, Written& written) {
-  PyObject* const value = master_of(entry.values, entry.storage.master_kind);
-  if (C10_LIKELY(value == nullptr)) {
-    point(row.master, static_cast<void*>(nullptr));
-    written.versions[2] = &no_version;
-    return;
-  }
-  const c10::TensorImpl& master = *THPVariable_Unpack(value).unsafeGetTensorImpl();
+  written.master_version = nullptr;
+  if (C10_LIKELY(entry.master == nullptr)) return point(row.master, static_cast<void*>(nullptr));
+  const c10::TensorImpl& master = *THPVariable_Unpack(entry.master).unsafeGetTensorImpl();
   void* const memory = ordinary.to_write(master, entry.layout, entry.storage.master);
-  point(row.master, C10_LIKELY(memory != nullptr) ? memory : checked_master(entry, value));
-  written.versions[2] = version_of(master);
-}
-
-void* StepPlan::checked_state(const Entry& entry, int k) const {
-  const at::Tensor& state = THPVariable_Unpack(entry.values.states[k]);
-  check_state(state, {THPVariable_Unpack(entry.param), Adam::kStateNames[k], caffe2::TypeMeta::Make<float>()}, where_,
-              name_of(entry));
-  return state.mutable_data_ptr();
-}
-
-void* StepPlan::checked_master(const Entry& entry, PyObject* value) const {
-  const at::Tensor& master = THPVariable_Unpack(value);
-  const auto key = (entry.storage.master_kind == MasterKind::kFloat32 ? keys().master_param : keys().param_remainder)
-                       .cast<std::string>();
-  check_state(master, {THPVariable_Unpack(entry.param), key.c_str(), entry.storage.master.dtype}, where_,
-              name_of(entry));
-  return master.mutable_data_ptr();
-}
-
-float* StepPlan::checked_counter(const Entry& entry, PyObject* value, const char* key) const {
-  const at::Tensor& counter = THPVariable_Unpack(value);
-  check_counter(counter, THPVariable_Unpack(entry.param), key, where_, name_of(entry));
-  return static_cast<float*>(counter.mutable_data_ptr());
+  point(row.master, C10_LIKELY(memory != nullptr) ? memory : checked_master(entry));
+  written.master_version = version_of(master);
 }
 
 inline bool StepPlan::knows_counter(const Entry& entry) {
@@ -305,34 +244,13 @@ void StepPlan::prepare() {
   execution->prepare();
 }
 
-void StepPlan::check_overlaps() {
-  if (!memory_moved_) return;
-  std::vector<Interval> memory;
-  const auto add = [&memory](const void* pointer, int64_t bytes, size_t owner, const char* role) {
-    const auto* const begin = static_cast<const char*>(pointer);
-    if (bytes > 0) memory.push_back({begin, begin + bytes, static_cast<uint32_t>(owner), role});
-  };
-  for (size_t i = 0; i < entries_.size(); ++i) {
-    const TensorRow& row = execution->rows()[i];
-    if (execution->grads()[i] == nullptr) continue;
-    const ParamStorage& storage = entries_[i].storage;
-    const int64_t n = THPVariable_Unpack(entries_[i].param).numel();
-    add(row.param, n * static_cast<int64_t>(storage.param.bytes), i, "the memory");
-    if (row.master != nullptr) add(row.master, n * static_cast<int64_t>(storage.master.bytes), i, "the master");
-    for (int k = 0; k < Adam::kNumStates; ++k) {
-      add(row.states[k], n * static_cast<int64_t>(sizeof(float)), i, Adam::kStateNames[k]);
-    }
-    add(row.step, sizeof(float), i, "step");
-  }
-  check_disjoint(memory, where_, names_);
-  memory_moved_ = false;
-}
-
 void StepPlan::run() {
   // First, since the tensors may go once the GIL is released. A launch is over before anybody else runs. Views share
   // their counter, hence two loops.
   for (size_t i = 0; i < n_stepped_; ++i)
     for (std::atomic<uint32_t>* const version : written_[i].versions) bump(version);
+  for (size_t i = 0; i < n_stepped_; ++i)
+    if (written_[i].master_version != nullptr) bump(written_[i].master_version);
   for (size_t i = 0; i < n_stepped_; ++i) written_[i].entry->step_version = *written_[i].versions[1];
   if (device_.is_cpu()) {
     for (size_t i = 0; i < n_stepped_; ++i) keep_memory(*written_[i].entry);

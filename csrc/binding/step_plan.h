@@ -66,15 +66,17 @@ class StepPlan {
     uint32_t types;
     Found found = Found::kNothing;  // in the state dict
     StateValues values;             // valid while nobody writes the dicts
+    PyObject* master = nullptr;     // among them, of the kind that is wanted
     pybind11::object step;          // held, so that another counter cannot have its address
     const c10::TensorImpl* step_impl = nullptr;
     uint32_t step_version = 0;  // that the last step left the counter with
   };
 
-  // What a step writes of an entry: the versions of parameter, step, master and states.
+  // What a step writes of an entry: the versions of parameter, step and states, and of the master.
   struct Written {
     Entry* entry;
-    std::atomic<uint32_t>* versions[3 + kMaxStates];
+    std::atomic<uint32_t>* versions[2 + kMaxStates];
+    std::atomic<uint32_t>* master_version;  // null: no master
   };
 
   void find_states();
@@ -93,7 +95,7 @@ class StepPlan {
   C10_NOINLINE void look_closer(const Entry& entry, const at::Tensor* grad);
   C10_NOINLINE const void* checked_grad(const at::Tensor& grad, Entry& entry);
   C10_NOINLINE void* checked_state(const Entry& entry, int k) const;
-  C10_NOINLINE void* checked_master(const Entry& entry, PyObject* value) const;
+  C10_NOINLINE void* checked_master(const Entry& entry) const;
   C10_NOINLINE float* checked_counter(const Entry& entry, PyObject* value, const char* key) const;
   C10_NOINLINE static void remember_counter(Entry& entry);
   void keep_memory(const Entry& entry);
