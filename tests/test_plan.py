@@ -47,7 +47,9 @@ def check(
     assert bool(real.view(n_draws, per_draw).any(1).all()), "a draw is empty"
     kinds_of_draw = items[:, 2].view(n_draws, per_draw)[:, :1].expand(-1, per_draw).reshape(-1)
     assert torch.equal(items[real, 2], kinds_of_draw[real]), "a draw does different things"
-    tensor, part, kinds = items[real].unbind(1)
+    tensor, part, kinds, whole = items[real].unbind(1)
+    ends = (part + 1) * part_elements
+    assert torch.equal(whole == 1, ends <= torch.tensor(n_elements)[tensor])
     draw = draw[real]
     chunk = part_elements * per_draw
     n_chunks = torch.tensor([max(1, -(-n // chunk)) for n in n_elements])
@@ -120,7 +122,7 @@ def test_the_check_notices_a_wrong_list(damage: str) -> None:
     elif damage == "part twice":
         items[-1] = items[-2]
     elif damage == "update first":
-        made["items"] = items.view(-1, PER_DRAW, 3).flip(0).reshape(-1, 3)
+        made["items"] = items.view(-1, PER_DRAW, 4).flip(0).reshape(-1, 4)
     else:
         items[[0, PER_DRAW]] = items[[PER_DRAW, 0]]
     with pytest.raises(AssertionError):
@@ -157,7 +159,7 @@ def test_where_all_norms_are_waited_for_the_last_ones_are_kept() -> None:
 
 def test_small_tensors_share_draws_and_none_is_divided() -> None:
     made = plan([3 * PART, PART, 2 * PART, 5, 2 * PART, 4 * PART])
-    assert made["items"].view(-1, PER_DRAW, 3)[:, :, 0].tolist() == [
+    assert made["items"].view(-1, PER_DRAW, 4)[:, :, 0].tolist() == [
         [0, 0, 0, 1],
         [2, 2, 3, -1],
         [4, 4, -1, -1],

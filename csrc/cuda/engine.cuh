@@ -47,7 +47,7 @@ __device__ __forceinline__ void finish_step(const Tables& tables, uint32_t epoch
 template <class Rule, class Types>
 __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant__ KernelArgs args) {
   extern __shared__ __align__(128) unsigned char memory[];
-  __shared__ double scratch[kNormWarps + 1][kLeaves];
+  __shared__ double scratch[kThreads / 32][kLeaves];
   __shared__ bool is_last;
   const Tables tables = tables_of(args);
   Counters& counters = *args.step.workspace.counters;
@@ -64,11 +64,11 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
 
   const int warp = static_cast<int>(threadIdx.x / 32);
   if (warp < kUpdateWarps) {
-    UpdateWarp<Rule>(block, warp).run();
+    UpdateWarp<Rule>(block, warp).run(scratch[warp]);
   } else if (warp == kProducerWarp) {
-    Producer(block).run(scratch[kNormWarps]);
+    Producer(block).run(scratch[warp]);
   } else {
-    NormWarp(block, warp - kFirstNormWarp).run(scratch[warp - kFirstNormWarp]);
+    run_norm_warp(block, warp - kFirstNormWarp, scratch[warp]);
   }
 
   __syncthreads();

@@ -18,7 +18,7 @@ constexpr int kUpdateWarps = 8;
 constexpr int kVectors = 4;
 
 // The norm warps sit on other schedulers than the producer (warp index mod 4), since converting to double is what
-// bounds them. The slots are a multiple of them: a warp then sees every phase of its slots' barriers. Two: 3312 / 3898
+// bounds them. Two: 3312 / 3898
 // us.
 constexpr int kNormWarps = 3;
 
