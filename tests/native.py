@@ -34,3 +34,12 @@ def wait(event: torch.cuda.Event) -> None:
     while not event.query():
         assert time.perf_counter() - start < TOO_LONG, "the step does not end"
         time.sleep(0.001)
+
+
+def occupy(
+    library: ctypes.CDLL, n_sms: int, us: int, stream: torch.cuda.Stream, n_shares: int = 1
+) -> None:
+    """Hold `n_sms` SMs for `us`, from when the stream gets there; see occupy_sms.cu."""
+    nanoseconds = ctypes.c_ulonglong(us * 1000)
+    error = library.occupy_sms(n_sms, nanoseconds, n_shares, ctypes.c_void_p(stream.cuda_stream))
+    assert error == 0, f"CUDA error {error}"

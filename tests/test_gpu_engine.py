@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import time
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from backends import Twin, same
-from native import load_cuda, wait
+from native import load_cuda, occupy, wait
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -119,11 +118,7 @@ def test_a_step_ends_beside_a_kernel_that_holds_all_but_one_sm(
     busy, free = torch.cuda.Stream(), torch.cuda.Stream()
     torch.cuda.synchronize()
     n_sms = torch.cuda.get_device_properties(0).multi_processor_count
-    seconds = 1.0
-    error = occupier.occupy_sms(
-        n_sms - 1, ctypes.c_ulonglong(int(seconds * 1e9)), ctypes.c_void_p(busy.cuda_stream)
-    )
-    assert error == 0
+    occupy(occupier, n_sms - 1, 10**6, busy)
     released = torch.cuda.Event()
     released.record(busy)
     with torch.cuda.stream(free):
