@@ -38,7 +38,6 @@ test-gpu:
 test-gpu-long:
 	$(call setup,test); $(build); "$$py" -m pytest -m "gpu and slow" $(ARGS)
 
-sanitize: export BERTADAM_CUDA_LINEINFO = 1
 sanitize:
 	$(call setup,test); $(build); "$$py" tests/sanitize_steps.py $(ARGS)
 
