@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))  # where the package is not installed
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # Racecheck and synccheck of torch's kernels would take minutes. Initcheck has to see all writes.
 OURS = ("--kernel-name", "kns=_ZN8bertadam4cuda")

@@ -59,7 +59,7 @@ class Workspace:
 
     @property
     def coming_epoch(self) -> int:
-        return (int(self.counters[EPOCH]) + 1) % N_EPOCHS
+        return (int(self.counters[EPOCH]) % N_EPOCHS + 1) % N_EPOCHS or 1  # never 0
 
     def set_epoch(self, epoch: int) -> None:
         self.counters[EPOCH] = epoch - 2**32 if epoch >= 2**31 else epoch
@@ -163,7 +163,7 @@ def test_garbage_in_the_workspace_leaves_no_trace(
 def test_steps_across_the_end_of_the_epochs(
     device: str, settings: dict[str, Any], shape: tuple[int, int]
 ) -> None:
-    """Epochs 2^32 - 3 to 1. The zeros of a new workspace would pass for words of epoch 0."""
+    """Epochs 2^32 - 3 to 2^32 - 1, then 1 and 2: fresh memory would pass for words of epoch 0."""
     assert steps_agree(
         device,
         settings,

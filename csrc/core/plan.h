@@ -153,14 +153,18 @@ inline void list_retaining(const PlanInput& in, Plan& plan) {
     list.add_small(tensor, in.parts(tensor));
   }
   for (DrawList* const list : {&unkept, &kept, &plain}) list->fill_up();
+  // Of tensors that do not fit, the first has all of the room, the next ones half of it each: one's norms are taken
+  // while the other's gradients are still kept.
+  size_t room = most_kept;
   for (uint32_t tensor = 0; tensor < plan.tensors.size(); ++tensor) {
     const size_t n_chunks = plan.tensors[tensor].n_chunks;
     if (n_chunks == 1) continue;
-    // Of a tensor that does not fit, half of the room: the next tensor's norms take the other half meanwhile.
-    const size_t n_kept = wait_for_all ? 0 : n_chunks <= most_kept ? n_chunks : most_kept / 2;
-    const size_t n_unkept = n_chunks - n_kept;
+    const bool keeps = in.takes_norm(tensor) && !wait_for_all;
+    const bool fits = n_chunks <= most_kept;
+    const size_t n_kept = !keeps ? 0 : fits ? n_chunks : room;
+    if (keeps && !fits) room = most_kept / 2;
     for (size_t chunk = 0; chunk < n_chunks; ++chunk) {
-      DrawList& list = !in.takes_norm(tensor) ? plain : chunk < n_unkept ? unkept : kept;
+      DrawList& list = !in.takes_norm(tensor) ? plain : chunk < n_chunks - n_kept ? unkept : kept;
       list.add_chunk(tensor, chunk, in.parts(tensor));
     }
   }

@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
   __shared__ bool is_last;
   const Tables tables = tables_of(args);
   Counters& counters = *args.step.workspace.counters;
-  const Block block{tables, RingMemory(memory, args.n_slots), args.n_slots, counters.epoch + 1};
+  const Block block{tables, RingMemory(memory, args.n_slots), args.n_slots, epoch_after(counters.epoch)};
   if (threadIdx.x == 0) {
     for (uint32_t slot = 0; slot < args.n_slots; ++slot) {
       block.ring.full[slot].init(1);
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kPlainThreads) update_kernel(const __grid_cons
   const WorkItem item = tables.item_of(blockIdx.x, first / kPartElements);
   const float* const grad = tables.grad_of(item);
   const Part part = tables.describe(item, grad != nullptr);
-  const uint32_t epoch = counters.epoch + 1;
+  const uint32_t epoch = epoch_after(counters.epoch);
   PartScalars scalars{};
   const Piece piece(part, scalars, grad, first % kPartElements, part.aligned && is_aligned(grad));
   typename Update<Rule>::Loaded loaded;

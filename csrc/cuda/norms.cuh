@@ -132,8 +132,7 @@ class NormTrees {
     bool is_root = adds && part.n_chunks == 1;
     // A chunk of a larger tensor has a draw to itself: lane 0 has it.
     if (__shfl_sync(kFullWarp, adds && !is_root, 0)) {
-      const TreePosition at{__shfl_sync(kFullWarp, part.first_node, 0),
-                            __shfl_sync(kFullWarp, part.index, 0) / kLeaves,
+      const TreePosition at{__shfl_sync(kFullWarp, part.first_node, 0), __shfl_sync(kFullWarp, part.index, 0) / kLeaves,
                             __shfl_sync(kFullWarp, part.n_chunks, 0)};
       sum = __shfl_sync(kFullWarp, sum, 0);
       is_root = climbs_to_root(at, sum) && lane_id() == 0;
@@ -175,12 +174,16 @@ class NormTrees {
   // By the whole warp: carries a node's sum upwards for as long as all its siblings are there; true at the top.
   __device__ __forceinline__ bool climbs_to_root(TreePosition at, double& sum) {
     for (; !at.is_root(); at = at.parent()) {
+      if (hands_over_norms()) __threadfence();
       const bool last = lane_id() == 0 && leave(at, sum);
       if (!__shfl_sync(kFullWarp, last, 0)) return false;
       sum = sum_siblings(at);
     }
     return true;
   }
+
+  // Where all norms are waited for but every tensor is clipped by its own, whoever comes last reads the others' norms.
+  __device__ bool hands_over_norms() const { return args_.wait_for_all && !args_.clip_by_total_norm; }
 
   __device__ TaggedDouble* nodes() const { return reinterpret_cast<TaggedDouble*>(args_.workspace.nodes); }
 
@@ -194,8 +197,7 @@ class NormTrees {
       if (absent) args_.statistics.coefficients[index] = nanf("");
     }
     if (!args_.wait_for_all) return;
-    // Where every tensor is clipped by its own norm, whoever comes last reads the others' norms.
-    if (!args_.clip_by_total_norm) __threadfence();
+    if (hands_over_norms()) __threadfence();
     // All lanes arrive at once; rarely one of them is the last of its siblings.
     const TreePosition at{args_.total_tree, index, args_.n_tensors};
     if (absent) sum = 0.0;

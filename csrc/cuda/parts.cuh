@@ -26,10 +26,10 @@ struct alignas(16) Part {
   int64_t first_node;    // of the tensor's tree
   uint8_t n_in_run;      // parts of the tensor in this draw, from this one on
   bool needs_norm;
-  bool exists;           // else the item fills up a draw
-  bool has_grad;         // else the tensor takes no part in this step
-  bool waits;            // for a coefficient
-  bool aligned;          // parameter and states
+  bool exists;    // else the item fills up a draw
+  bool has_grad;  // else the tensor takes no part in this step
+  bool waits;     // for a coefficient
+  bool aligned;   // parameter and states
 };
 
 // What an update needs beside: it takes two more dependent loads, which norms need not wait for.

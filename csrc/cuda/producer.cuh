@@ -49,6 +49,7 @@ class Producer {
       if (__any_sync(kFullWarp, clock64() - since < kPatienceCycles)) continue;
       if (oldest_waits()) {
         help();
+        __syncwarp();
       } else {
         since = clock64();
       }
@@ -148,6 +149,7 @@ class Producer {
       for (uint32_t i = begin + lane_id(); i < end; i += 32) copy_4_bytes(to + i, source + i);
     }
     wait_for_copies();
+    order_copies();
   }
 
   // -------------------------------------------------------- help, postponed

@@ -60,8 +60,8 @@ class UpdateWarp {
     return (block_.ring.draws[place.cursor.slot].kinds & kUpdate) != 0 && part.has_grad;
   }
 
-  // The draws of norms alone, which come first in the list: every warp a draw in turn. Left to the norm warps, they took
-  // 15 % longer than their memory does.
+  // The draws of norms alone, which come first in the list: every warp a draw in turn. Left to the norm warps, they
+  // took 15 % longer than their memory does.
   __device__ void sum_norms(double* scratch) {
     DrawNorms norms(block_, scratch);
     for (int turn = 0;; turn = (turn + 1) % kUpdateWarps) {
