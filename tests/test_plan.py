@@ -197,6 +197,6 @@ def test_tree_nodes_of_tensors_do_not_overlap() -> None:
     sizes = [0, 1, 600 * CHUNK, 70_000 * CHUNK, 5]
     made = plan(sizes)
     first = made["tensors"][:, 1].tolist()
-    # 600 chunks need 600 + 19 + 1 nodes, 70,000 need 70,000 + 2,188 + 69 + 3 + 1; five tensors 5 + 1.
+    # 600 chunks need 600 + 19 + 1 nodes, 70,000 need 70,000 + 2,188 + 69 + 3 + 1; five tensors 6.
     assert first == [0, 1, 2, 622, 622 + 72_261]
     assert made["n_nodes"] == 622 + 72_261 + 1 + 6
