@@ -14,10 +14,11 @@ endif
 setup = @set -e; py="$$($(PYTHON) .ci/environment.py $(1))"
 build = "$$py" setup.py -q build_ext --inplace
 
-.PHONY: help pretrain test test-slow test-gpu bench check format build wheel
+.PHONY: help pretrain test test-slow test-gpu test-gpu-long sanitize bench check format build wheel
 help:
 	@echo "make pretrain    pretrain a BERT with BertAdam on this machine's CPU or GPU"
-	@echo "make test        the CPU tests; test-slow: the long ones; test-gpu: the GPU ones"
+	@echo "make test        the CPU tests; test-slow: the long ones"
+	@echo "make test-gpu    the GPU tests; test-gpu-long: many steps; sanitize: under compute-sanitizer"
 	@echo "make bench       time the optimizer step"
 	@echo "make check       lint, types, format and layering; format: format everything"
 	@echo "make build       compile in place; wheel: a wheel for all architectures in dist/"
@@ -32,7 +33,13 @@ test-slow:
 	$(call setup,test pretrain); $(build); "$$py" -m pytest -m "slow and not gpu" $(ARGS)
 
 test-gpu:
-	$(call setup,test); $(build); "$$py" -m pytest -m gpu $(ARGS)
+	$(call setup,test); $(build); "$$py" -m pytest -m "gpu and not slow" $(ARGS)
+
+test-gpu-long:
+	$(call setup,test); $(build); "$$py" -m pytest -m "gpu and slow" $(ARGS)
+
+sanitize:
+	$(call setup,test); $(build); "$$py" tests/sanitize_steps.py $(ARGS)
 
 bench:
 	$(call setup,test); $(build); "$$py" bench/bench_step.py $(ARGS)

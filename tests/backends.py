@@ -61,7 +61,11 @@ class Twin:
         self.device = device
         self.params = [nn.Parameter(to_device(p.detach(), device)) for p in params]
         make: Callable[..., BertAdam] = BertAdam
-        self.opt = make(as_groups(self.params), **{"lr": 0.1, **settings})
+        groups = as_groups(self.params)
+        if settings.get("lr") == 0.0:  # a null step is one of every group
+            for group in groups:
+                group["lr"] = 0.0
+        self.opt = make(groups, **{"lr": 0.1, **settings})
 
     def step(self, grads: Grads) -> None:
         for param, grad in zip(self.params, grads, strict=True):

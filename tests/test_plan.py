@@ -47,7 +47,9 @@ def check(
     assert bool(real.view(n_draws, per_draw).any(1).all()), "a draw is empty"
     kinds_of_draw = items[:, 2].view(n_draws, per_draw)[:, :1].expand(-1, per_draw).reshape(-1)
     assert torch.equal(items[real, 2], kinds_of_draw[real]), "a draw does different things"
-    tensor, part, kinds = items[real].unbind(1)
+    tensor, part, kinds, whole = items[real].unbind(1)
+    ends = (part + 1) * part_elements
+    assert torch.equal(whole == 1, ends <= torch.tensor(n_elements)[tensor])
     draw = draw[real]
     chunk = part_elements * per_draw
     n_chunks = torch.tensor([max(1, -(-n // chunk)) for n in n_elements])
@@ -110,21 +112,36 @@ def test_a_hundred_thousand_tensors() -> None:
     check(sizes, needs_norm, plan(sizes, needs_norm, retained_draws=100), False)
 
 
-@pytest.mark.parametrize("damage", ["lost part", "part twice", "update first", "torn chunk"])
+@pytest.mark.parametrize(
+    "damage", ["lost part", "part twice", "update first", "torn chunk", "not whole"]
+)
 def test_the_check_notices_a_wrong_list(damage: str) -> None:
     sizes = [3 * CHUNK, 2 * CHUNK]
     made = plan(sizes)
     items = made["items"]
     if damage == "lost part":
-        items[-1] = torch.tensor([-1, 0, UPDATE])
+        items[-1] = torch.tensor([-1, 0, UPDATE, 0])
     elif damage == "part twice":
         items[-1] = items[-2]
     elif damage == "update first":
-        made["items"] = items.view(-1, PER_DRAW, 3).flip(0).reshape(-1, 3)
+        made["items"] = items.view(-1, PER_DRAW, 4).flip(0).reshape(-1, 4)
+    elif damage == "not whole":
+        items[0, 3] = 0
     else:
         items[[0, PER_DRAW]] = items[[PER_DRAW, 0]]
     with pytest.raises(AssertionError):
         check(sizes, [True, True], made, False)
+
+
+@pytest.mark.parametrize("wait_for_all", [False, True])
+def test_norms_alone_come_first_where_gradients_are_kept(wait_for_all: bool) -> None:
+    """A GPU's update warps take them before there is anything to update."""
+    sizes = [5, 3 * CHUNK, 9 * CHUNK, 0, CHUNK + 1, 40 * CHUNK]
+    needs_norm = [True, True, True, True, False, True]
+    for retained in (0, 2, 7, 100):
+        made = plan(sizes, needs_norm, wait_for_all=wait_for_all, retained_draws=retained)
+        updates = (made["items"][::PER_DRAW, 2] & UPDATE) != 0
+        assert torch.equal(updates, updates.sort(stable=True).values)
 
 
 def test_no_norm_is_listed_where_none_is_needed() -> None:
@@ -144,10 +161,11 @@ def test_what_fits_is_kept_from_norm_to_update() -> None:
     assert kinds_of(made, 1) == [NORM | UPDATE]
 
 
-def test_of_what_does_not_fit_half_of_the_room_is_kept() -> None:
-    made = plan([9 * CHUNK, 3 * CHUNK], retained_draws=8)
-    assert kinds_of(made, 0) == [NORM] * 5 + [NORM | UPDATE] * 4 + [UPDATE] * 5
+def test_of_what_does_not_fit_the_first_has_all_the_room_and_others_half() -> None:
+    made = plan([9 * CHUNK, 3 * CHUNK, 10 * CHUNK], retained_draws=8)
+    assert kinds_of(made, 0) == [NORM] * 1 + [NORM | UPDATE] * 8 + [UPDATE] * 1
     assert kinds_of(made, 1) == [NORM | UPDATE] * 3
+    assert kinds_of(made, 2) == [NORM] * 6 + [NORM | UPDATE] * 4 + [UPDATE] * 6
 
 
 def test_where_all_norms_are_waited_for_the_last_ones_are_kept() -> None:
@@ -157,7 +175,7 @@ def test_where_all_norms_are_waited_for_the_last_ones_are_kept() -> None:
 
 def test_small_tensors_share_draws_and_none_is_divided() -> None:
     made = plan([3 * PART, PART, 2 * PART, 5, 2 * PART, 4 * PART])
-    assert made["items"].view(-1, PER_DRAW, 3)[:, :, 0].tolist() == [
+    assert made["items"].view(-1, PER_DRAW, 4)[:, :, 0].tolist() == [
         [0, 0, 0, 1],
         [2, 2, 3, -1],
         [4, 4, -1, -1],
@@ -179,6 +197,6 @@ def test_tree_nodes_of_tensors_do_not_overlap() -> None:
     sizes = [0, 1, 600 * CHUNK, 70_000 * CHUNK, 5]
     made = plan(sizes)
     first = made["tensors"][:, 1].tolist()
-    # 600 chunks need 600 + 2 + 1 nodes, 70,000 need 70,000 + 137 + 1; five tensors 5 + 1.
-    assert first == [0, 1, 2, 605, 605 + 70_138]
-    assert made["n_nodes"] == 605 + 70_138 + 1 + 6
+    # 600 chunks need 600 + 19 + 1 nodes, 70,000 need 70,000 + 2,188 + 69 + 3 + 1; five tensors 6.
+    assert first == [0, 1, 2, 622, 622 + 72_261]
+    assert made["n_nodes"] == 622 + 72_261 + 1 + 6

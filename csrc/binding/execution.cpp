@@ -138,22 +138,28 @@ at::Tensor Execution::upload(const void* data, size_t bytes) const {
   return at::empty({n}, options.device(device_)).copy_(at::from_blob(const_cast<void*>(data), {n}, options));
 }
 
-Execution::Scratch Execution::make_scratch() const {
+Execution::ScratchLayout Execution::scratch_layout() const {
   const size_t n_nodes = static_cast<size_t>(plan_.n_nodes);
-  const size_t nodes = padded(sizeof(Counters));
   const size_t node_bytes = sizeof(double) * (device_.is_cuda() ? 2 : 1);
-  const size_t arrivals = nodes + padded(n_nodes * node_bytes);
-  const size_t coefficients = arrivals + padded(n_nodes * sizeof(uint32_t));
-  const size_t postponed = coefficients + padded(std::max(n_elements_.size(), n_groups_) * sizeof(uint64_t));
-  const size_t end = postponed + padded(n_draws() * sizeof(uint64_t));
+  ScratchLayout offsets{};
+  offsets.nodes = padded(sizeof(Counters));
+  offsets.arrivals = offsets.nodes + padded(n_nodes * node_bytes);
+  offsets.coefficients = offsets.arrivals + padded(n_nodes * sizeof(uint32_t));
+  offsets.postponed = offsets.coefficients + padded(std::max(n_elements_.size(), n_groups_) * sizeof(uint64_t));
+  offsets.end = offsets.postponed + padded(n_draws() * sizeof(uint64_t));
+  return offsets;
+}
+
+Execution::Scratch Execution::make_scratch() const {
+  const ScratchLayout offsets = scratch_layout();
   Scratch scratch;
-  scratch.memory = at::zeros({static_cast<int64_t>(end)}, at::TensorOptions().dtype(at::kByte).device(device_));
+  scratch.memory = at::zeros({static_cast<int64_t>(offsets.end)}, at::TensorOptions().dtype(at::kByte).device(device_));
   auto* const base = static_cast<unsigned char*>(scratch.memory.mutable_data_ptr());
   scratch.workspace.counters = reinterpret_cast<Counters*>(base);
-  scratch.workspace.nodes = reinterpret_cast<double*>(base + nodes);
-  scratch.workspace.arrivals = reinterpret_cast<uint32_t*>(base + arrivals);
-  scratch.workspace.coefficients = reinterpret_cast<uint64_t*>(base + coefficients);
-  scratch.workspace.postponed = reinterpret_cast<uint64_t*>(base + postponed);
+  scratch.workspace.nodes = reinterpret_cast<double*>(base + offsets.nodes);
+  scratch.workspace.arrivals = reinterpret_cast<uint32_t*>(base + offsets.arrivals);
+  scratch.workspace.coefficients = reinterpret_cast<uint64_t*>(base + offsets.coefficients);
+  scratch.workspace.postponed = reinterpret_cast<uint64_t*>(base + offsets.postponed);
   return scratch;
 }
 

@@ -62,6 +62,11 @@ class Execution {
   size_t n_threads = 0;
   int n_copies() const;
   std::vector<at::Tensor> scratch() const;
+  // Where the arrays of a workspace lie in each scratch, in bytes from its start, where the counters are.
+  struct ScratchLayout {
+    size_t nodes, arrivals, coefficients, postponed, end;
+  };
+  ScratchLayout scratch_layout() const;
 
  private:
   struct Scratch {

@@ -25,12 +25,13 @@ py::dict plan(const std::vector<int64_t>& n_elements, const std::vector<bool>& n
   const Plan plan = make_plan(n_elements, std::vector<uint32_t>(n_elements.size(), 0), needs_norm,
                               {part_elements, items_per_draw, wait_for_all, order, retained_draws});
   const auto n_items = static_cast<int64_t>(plan.items.size());
-  at::Tensor items = at::empty({n_items, 3}, at::kLong);  // tensor (-1: none), part, kinds
+  at::Tensor items = at::empty({n_items, 4}, at::kLong);  // tensor (-1: none), part, kinds, whole
   int64_t* out = items.mutable_data_ptr<int64_t>();
   for (const WorkItem& item : plan.items) {
     *out++ = item.tensor == kNoTensor ? -1 : int64_t{item.tensor};
     *out++ = item.part();
     *out++ = item.kinds();
+    *out++ = item.is_whole();
   }
   const auto n_tensors = static_cast<int64_t>(plan.tensors.size());
   at::Tensor tensors = at::empty({n_tensors, 3}, at::kLong);  // elements, first node, chunks

@@ -44,6 +44,16 @@ py::tuple state_names() {
   return names;
 }
 
+py::dict as_dict(const Execution::ScratchLayout& layout) {
+  py::dict offsets;
+  offsets["nodes"] = layout.nodes;
+  offsets["arrivals"] = layout.arrivals;
+  offsets["coefficients"] = layout.coefficients;
+  offsets["postponed"] = layout.postponed;
+  offsets["end"] = layout.end;
+  return offsets;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
@@ -103,6 +113,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def_property_readonly("device", [](const StepPlan& plan) { return plan.execution->device(); })
       .def_property_readonly("n_copies", [](const StepPlan& plan) { return plan.execution->n_copies(); })
       .def_property_readonly("scratch", [](const StepPlan& plan) { return plan.execution->scratch(); })
+      .def_property_readonly("scratch_layout",
+                             [](const StepPlan& plan) { return as_dict(plan.execution->scratch_layout()); })
       .def_property_readonly("n_threads", [](const StepPlan& plan) { return plan.execution->n_threads; })
       .def_property(
           "retained_draws", [](const StepPlan& plan) { return plan.execution->retained_draws(); },

@@ -18,9 +18,9 @@ constexpr int kLeafElements = 1024;
 constexpr int kLeafAccumulators = 128;
 constexpr int kLeafRows = kLeafElements / kLeafAccumulators;
 
-// Sums are added up kTreeFanIn at a time (a power of two, so that this is the canonical tree): at once for the largest
-// matrices of BERT-large, whose 4 M elements are 512 chunks on a GPU.
-constexpr int64_t kTreeFanIn = 512;
+// Sums are added up kTreeFanIn at a time (a power of two, so that this is the canonical tree): one for each lane of a
+// warp.
+constexpr int64_t kTreeFanIn = 32;
 
 // Nodes that a tree over n values needs: the values, then each level above them, up to one sum.
 inline int64_t tree_nodes(int64_t n) {

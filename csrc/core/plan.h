@@ -20,9 +20,10 @@ constexpr uint32_t kNoTensor = 0xffffffffu;  // of an item that fills up a draw
 
 struct WorkItem {
   uint32_t tensor;
-  uint32_t code;  // part << 2 | kinds; all items of a draw have the same kinds
+  uint32_t code;  // part << 3 | whole << 2 | kinds; all items of a draw have the same kinds
 
-  BERTADAM_HD uint32_t part() const { return code >> 2; }
+  BERTADAM_HD uint32_t part() const { return code >> 3; }
+  BERTADAM_HD bool is_whole() const { return (code & 4u) != 0; }  // not a tensor's shorter end
   BERTADAM_HD uint32_t kinds() const { return code & 3u; }
 };
 
@@ -56,6 +57,11 @@ struct Plan {
   int64_t n_nodes = 0;          // of all tensors, and of the tree over the tensors' sums behind them
 };
 
+// What a tensor is divided into. An empty one has a part, too.
+struct Parts {
+  size_t n, n_whole;
+};
+
 // The list in its making: whole draws, each of one chunk or of several small tensors.
 class DrawList {
  public:
@@ -63,18 +69,18 @@ class DrawList {
 
   size_t size() const { return items_.size() / per_draw_; }
 
-  // One chunk of a tensor of `n_parts` parts.
-  void add_chunk(uint32_t tensor, size_t chunk, size_t n_parts) {
+  // One chunk of a tensor.
+  void add_chunk(uint32_t tensor, size_t chunk, const Parts& parts) {
     fill_up();
-    const size_t end = std::min(n_parts, (chunk + 1) * per_draw_);
-    for (size_t part = chunk * per_draw_; part < end; ++part) add(tensor, part);
+    const size_t end = std::min(parts.n, (chunk + 1) * per_draw_);
+    for (size_t part = chunk * per_draw_; part < end; ++part) add(tensor, part, parts);
     fill_up();
   }
 
   // A tensor of one chunk, beside others. None is divided between two draws: its sum is complete in one.
-  void add_small(uint32_t tensor, size_t n_parts) {
-    if (items_.size() % per_draw_ + n_parts > per_draw_) fill_up();
-    for (size_t part = 0; part < n_parts; ++part) add(tensor, part);
+  void add_small(uint32_t tensor, const Parts& parts) {
+    if (items_.size() % per_draw_ + parts.n > per_draw_) fill_up();
+    for (size_t part = 0; part < parts.n; ++part) add(tensor, part, parts);
   }
 
   void fill_up() {
@@ -89,7 +95,10 @@ class DrawList {
   }
 
  private:
-  void add(uint32_t tensor, size_t part) { items_.push_back({tensor, static_cast<uint32_t>(part) << 2}); }
+  void add(uint32_t tensor, size_t part, const Parts& parts) {
+    const uint32_t whole = part < parts.n_whole ? 1u : 0u;
+    items_.push_back({tensor, static_cast<uint32_t>(part) << 3 | whole << 2});
+  }
 
   const size_t per_draw_;
   std::vector<WorkItem> items_;
@@ -102,9 +111,10 @@ struct PlanInput {
   const PlanOptions& options;
 
   bool takes_norm(size_t tensor) const { return needs_norm[tensor] || options.wait_for_all; }
-  size_t n_parts(size_t tensor) const {
+  Parts parts(size_t tensor) const {
     const int64_t n = (n_elements[tensor] + options.part_elements - 1) / options.part_elements;
-    return static_cast<size_t>(std::max<int64_t>(1, n));
+    return {static_cast<size_t>(std::max<int64_t>(1, n)),
+            static_cast<size_t>(n_elements[tensor] / options.part_elements)};
   }
 };
 
@@ -112,7 +122,7 @@ inline void list_in_turn(const PlanInput& in, Plan& plan) {
   const auto per_draw = static_cast<size_t>(in.options.items_per_draw);
   const auto chunk_of = [&](uint32_t tensor, size_t chunk, uint32_t kinds) {
     DrawList draw(per_draw);
-    draw.add_chunk(tensor, chunk, in.n_parts(tensor));
+    draw.add_chunk(tensor, chunk, in.parts(tensor));
     draw.emit(plan.items, 0, 1, kinds);
   };
   // After norms, updates go through a tensor from its end: the gradients summed last are the likeliest to be cached
@@ -140,18 +150,22 @@ inline void list_retaining(const PlanInput& in, Plan& plan) {
   for (uint32_t tensor = 0; tensor < plan.tensors.size(); ++tensor) {
     if (plan.tensors[tensor].n_chunks > 1) continue;
     DrawList& list = !in.takes_norm(tensor) ? plain : wait_for_all ? unkept : kept;
-    list.add_small(tensor, in.n_parts(tensor));
+    list.add_small(tensor, in.parts(tensor));
   }
   for (DrawList* const list : {&unkept, &kept, &plain}) list->fill_up();
+  // Of tensors that do not fit, the first has all of the room, the next ones half of it each: one's norms are taken
+  // while the other's gradients are still kept.
+  size_t room = most_kept;
   for (uint32_t tensor = 0; tensor < plan.tensors.size(); ++tensor) {
     const size_t n_chunks = plan.tensors[tensor].n_chunks;
     if (n_chunks == 1) continue;
-    // Of a tensor that does not fit, half of the room: the next tensor's norms take the other half meanwhile.
-    const size_t n_kept = wait_for_all ? 0 : n_chunks <= most_kept ? n_chunks : most_kept / 2;
-    const size_t n_unkept = n_chunks - n_kept;
+    const bool keeps = in.takes_norm(tensor) && !wait_for_all;
+    const bool fits = n_chunks <= most_kept;
+    const size_t n_kept = !keeps ? 0 : fits ? n_chunks : room;
+    if (keeps && !fits) room = most_kept / 2;
     for (size_t chunk = 0; chunk < n_chunks; ++chunk) {
-      DrawList& list = !in.takes_norm(tensor) ? plain : chunk < n_unkept ? unkept : kept;
-      list.add_chunk(tensor, chunk, in.n_parts(tensor));
+      DrawList& list = !in.takes_norm(tensor) ? plain : chunk < n_chunks - n_kept ? unkept : kept;
+      list.add_chunk(tensor, chunk, in.parts(tensor));
     }
   }
   // Where all norms are waited for, the workers keep what they read last.

@@ -185,7 +185,7 @@ struct Step {
 void adam_worker(const StepArgs& args) {
   const DefaultFloatingPoint guard;
   Counters& counters = *args.workspace.counters;
-  const Step step{args, args.workspace, counters.epoch + 1};
+  const Step step{args, args.workspace, epoch_after(counters.epoch)};
   for (uint32_t ticket; (ticket = add_one(&counters.ticket)) < args.n_draws;) {
     const WorkItem item = args.items[ticket];
     if (item.kinds() & kNorm) step.norm(item);

@@ -78,4 +78,11 @@ __device__ __forceinline__ void copy_4_bytes(void* target, const void* source) {
 }
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
+// A later bulk copy to the same memory comes after them.
+__device__ __forceinline__ void order_copies() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
 }  // namespace bertadam::cuda

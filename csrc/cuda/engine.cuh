@@ -47,11 +47,11 @@ __device__ __forceinline__ void finish_step(const Tables& tables, uint32_t epoch
 template <class Rule, class Types>
 __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant__ KernelArgs args) {
   extern __shared__ __align__(128) unsigned char memory[];
-  __shared__ double scratch[kNormWarps + 1][kLeaves];
+  __shared__ double scratch[kThreads / 32][kLeaves];
   __shared__ bool is_last;
   const Tables tables = tables_of(args);
   Counters& counters = *args.step.workspace.counters;
-  const Block block{tables, RingMemory(memory, args.n_slots), args.n_slots, counters.epoch + 1};
+  const Block block{tables, RingMemory(memory, args.n_slots), args.n_slots, epoch_after(counters.epoch)};
   if (threadIdx.x == 0) {
     for (uint32_t slot = 0; slot < args.n_slots; ++slot) {
       block.ring.full[slot].init(1);
@@ -64,11 +64,11 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
 
   const int warp = static_cast<int>(threadIdx.x / 32);
   if (warp < kUpdateWarps) {
-    UpdateWarp<Rule>(block, warp).run();
+    UpdateWarp<Rule>(block, warp).run(scratch[warp]);
   } else if (warp == kProducerWarp) {
-    Producer(block).run(scratch[kNormWarps]);
+    Producer(block).run(scratch[warp]);
   } else {
-    NormWarp(block, warp - kFirstNormWarp).run(scratch[warp - kFirstNormWarp]);
+    run_norm_warp(block, warp - kFirstNormWarp, scratch[warp]);
   }
 
   __syncthreads();
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kPlainThreads) update_kernel(const __grid_cons
   const WorkItem item = tables.item_of(blockIdx.x, first / kPartElements);
   const float* const grad = tables.grad_of(item);
   const Part part = tables.describe(item, grad != nullptr);
-  const uint32_t epoch = counters.epoch + 1;
+  const uint32_t epoch = epoch_after(counters.epoch);
   PartScalars scalars{};
   const Piece piece(part, scalars, grad, first % kPartElements, part.aligned && is_aligned(grad));
   typename Update<Rule>::Loaded loaded;

@@ -56,7 +56,7 @@ int find_ring_shape(int device, RingShape* shape) {
   cudaFuncAttributes attributes;
   BERTADAM_RETURN_IF_ERROR(cudaFuncGetAttributes(&attributes, kernel));
   const size_t available = static_cast<size_t>(shared_bytes) - attributes.sharedSizeBytes;
-  const size_t n_slots = available / RingMemory::kSlotBytes / kNormWarps * kNormWarps;
+  const size_t n_slots = available / RingMemory::kSlotBytes;
   if (n_slots == 0) return static_cast<int>(cudaErrorInvalidConfiguration);
   BERTADAM_RETURN_IF_ERROR(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                 static_cast<int>(n_slots * RingMemory::kSlotBytes)));

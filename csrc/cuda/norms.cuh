@@ -100,38 +100,20 @@ __device__ __forceinline__ double leaf_sums(const Leaves& leaves) {
 
 // The pairwise sum of up to kTreeFanIn nodes, in every lane; those past `n` count as zero. All of them have been
 // written; what is not here yet is waited for.
+static_assert(kTreeFanIn == 32, "a node for each lane");
 __device__ __forceinline__ double warp_pairwise_sum(const TaggedDouble* nodes, int n, uint32_t epoch) {
-  constexpr int kRound = kTreeFanIn / 2;
-  constexpr int kPerLane = kRound / 32;
-  double sums[2];
-#pragma unroll
-  for (int round = 0; round < 2; ++round) {
-    const int first = round * kRound + lane_id() * kPerLane;
-    TaggedDouble tagged[kPerLane];
-    bool complete;
+  double x = 0.0;
+  if (lane_id() < n) {
+    TaggedDouble tagged;
     do {
-      complete = true;
-#pragma unroll
-      for (int k = 0; k < kPerLane; ++k) {
-        tagged[k] = first + k < n ? load_relaxed(nodes + first + k) : TaggedDouble::of(0.0, epoch);
-      }
-#pragma unroll
-      for (int k = 0; k < kPerLane; ++k) complete = complete && tagged[k].is_of(epoch);
-    } while (!complete);
-    double x[kPerLane];
-#pragma unroll
-    for (int k = 0; k < kPerLane; ++k) x[k] = tagged[k].value();
-#pragma unroll
-    for (int width = kPerLane / 2; width > 0; width /= 2) {
-#pragma unroll
-      for (int k = 0; k < width; ++k) x[k] = x[2 * k] + x[2 * k + 1];
-    }
-    __syncwarp();
-#pragma unroll
-    for (int distance = 1; distance < 32; distance *= 2) x[0] += __shfl_xor_sync(kFullWarp, x[0], distance);
-    sums[round] = x[0];
+      tagged = load_relaxed(nodes + lane_id());
+    } while (!tagged.is_of(epoch));
+    x = tagged.value();
   }
-  return sums[0] + sums[1];
+  __syncwarp();
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) x += __shfl_xor_sync(kFullWarp, x, distance);
+  return x;
 }
 
 // What is left of a draw's norms once its leaves are summed, by one whole warp.
@@ -145,29 +127,15 @@ class NormTrees {
     __syncwarp();
     // The first part of a tensor or chunk stands for its run of parts.
     const bool begins = part.exists && part.index % kLeaves == 0;
-    double sum = 0.0;
-    bool is_root = false;
-    uint32_t n_chunks = 1;
-    if (begins && part.has_grad) {
-      const PlanTensor& tensor = args_.tensors[part.tensor];
-      n_chunks = tensor.n_chunks;
-      const int64_t rest =
-          (tensor.n_elements - static_cast<int64_t>(part.index) * kPartElements + kPartElements - 1) / kPartElements;
-      sum = run_sum(scratch + lane_id(), rest < kLeaves ? static_cast<int>(rest) : kLeaves);
-      is_root = n_chunks == 1;
-    }
-    // The lanes with chunks of larger tensors, one after the other.
-    for (unsigned pending = __ballot_sync(kFullWarp, n_chunks > 1); pending != 0; pending &= pending - 1) {
-      const int lane = __ffs(pending) - 1;
-      const uint32_t index = __shfl_sync(kFullWarp, part.tensor, lane);
-      const uint32_t chunk = __shfl_sync(kFullWarp, part.index, lane) / kLeaves;
-      const PlanTensor& tensor = args_.tensors[index];
-      double carried = __shfl_sync(kFullWarp, sum, lane);
-      const bool top = climbs_to_root({tensor.first_node, chunk, tensor.n_chunks}, carried);
-      if (lane_id() == lane) {
-        sum = carried;
-        is_root = top;
-      }
+    const bool adds = begins && part.has_grad;
+    double sum = adds ? run_sum(scratch + lane_id(), part.n_in_run) : 0.0;
+    bool is_root = adds && part.n_chunks == 1;
+    // A chunk of a larger tensor has a draw to itself: lane 0 has it.
+    if (__shfl_sync(kFullWarp, adds && !is_root, 0)) {
+      const TreePosition at{__shfl_sync(kFullWarp, part.first_node, 0), __shfl_sync(kFullWarp, part.index, 0) / kLeaves,
+                            __shfl_sync(kFullWarp, part.n_chunks, 0)};
+      sum = __shfl_sync(kFullWarp, sum, 0);
+      is_root = climbs_to_root(at, sum) && lane_id() == 0;
     }
     const bool absent = begins && !part.has_grad && part.index == 0;
     finish(part, is_root, absent, sum);
@@ -206,12 +174,16 @@ class NormTrees {
   // By the whole warp: carries a node's sum upwards for as long as all its siblings are there; true at the top.
   __device__ __forceinline__ bool climbs_to_root(TreePosition at, double& sum) {
     for (; !at.is_root(); at = at.parent()) {
+      if (hands_over_norms()) __threadfence();
       const bool last = lane_id() == 0 && leave(at, sum);
       if (!__shfl_sync(kFullWarp, last, 0)) return false;
       sum = sum_siblings(at);
     }
     return true;
   }
+
+  // Where all norms are waited for but every tensor is clipped by its own, whoever comes last reads the others' norms.
+  __device__ bool hands_over_norms() const { return args_.wait_for_all && !args_.clip_by_total_norm; }
 
   __device__ TaggedDouble* nodes() const { return reinterpret_cast<TaggedDouble*>(args_.workspace.nodes); }
 
@@ -220,13 +192,12 @@ class NormTrees {
     const uint32_t index = part.tensor;
     if (complete || absent) {
       const double norm = absent ? nan("") : sqrt(sum);
-      if (args_.tensors[index].needs_norm) args_.statistics.norms[index] = norm;
-      if (absent) args_.statistics.coefficients[index] = nanf("");
       if (complete && !args_.wait_for_all) publish(part.coefficient, coefficient(part.group, norm));
+      if (absent || part.needs_norm) args_.statistics.norms[index] = norm;
+      if (absent) args_.statistics.coefficients[index] = nanf("");
     }
     if (!args_.wait_for_all) return;
-    // Where every tensor is clipped by its own norm, whoever comes last reads the others' norms.
-    if (!args_.clip_by_total_norm) __threadfence();
+    if (hands_over_norms()) __threadfence();
     // All lanes arrive at once; rarely one of them is the last of its siblings.
     const TreePosition at{args_.total_tree, index, args_.n_tensors};
     if (absent) sum = 0.0;
@@ -274,30 +245,18 @@ class NormTrees {
   const StepArgs& args_;
 };
 
-// The role of a norm warp: every kNormWarps-th slot of the ring.
-class NormWarp {
+// The norms of a draw in the ring, by one warp.
+class DrawNorms {
  public:
-  __device__ NormWarp(const Block& block, int which) : block_(block), cursor_{static_cast<uint32_t>(which)} {}
+  __device__ DrawNorms(const Block& block, double* scratch) : block_(block), trees_(block), scratch_(scratch) {}
 
-  __device__ void run(double* scratch) {
-    const RingMemory& ring = block_.ring;
-    NormTrees trees(block_);
-    for (;; cursor_.advance(kNormWarps, block_.n_slots)) {
-      const uint32_t slot = cursor_.slot;
-      ring.full[slot].wait(cursor_.parity);
-      const Draw& draw = ring.draws[slot];
-      if (draw.kinds == 0) return;
-      const bool takes_norm = (draw.kinds & kNorm) != 0;
-      Part part{};
-      double sum = 0.0;
-      if (takes_norm) {
-        if (lane_id() < kLeaves) part = draw.parts[lane_id()];
-        sum = sums_of(slot, draw);
-      }
-      __syncwarp();
-      if (lane_id() == 0) ring.empty[slot].arrive();
-      if (takes_norm) trees.add(part, sum, scratch);
-    }
+  // Releases the slot as soon as it is read.
+  __device__ void take(uint32_t slot) {
+    const Draw& draw = block_.ring.draws[slot];
+    const Part part = lane_id() < kLeaves ? draw.parts[lane_id()] : Part{};
+    const double sum = sums_of(slot, draw);
+    block_.ring.release(slot);
+    trees_.add(part, sum, scratch_);
   }
 
  private:
@@ -309,7 +268,30 @@ class NormWarp {
   }
 
   const Block& block_;
-  Cursor cursor_;
+  NormTrees trees_;
+  double* const scratch_;
 };
+
+// The role of a norm warp: the norms of draws that are kept, in every kNormWarps-th slot of the ring. It keeps to its
+// slots, so that it misses no phase of their barriers. Other norms are the update warps'.
+__device__ __forceinline__ void run_norm_warp(const Block& block, int which, double* scratch) {
+  DrawNorms norms(block, scratch);
+  uint32_t parity = 0;
+  for (uint32_t slot = which;;) {
+    block.ring.full[slot].wait(parity);
+    const uint32_t kinds = block.ring.draws[slot].kinds;
+    if (kinds == 0) return;
+    if (kinds == (kNorm | kUpdate)) {
+      norms.take(slot);
+    } else {
+      block.ring.release(slot);
+    }
+    slot += kNormWarps;
+    if (slot >= block.n_slots) {
+      slot = which;
+      parity ^= 1u;
+    }
+  }
+}
 
 }  // namespace bertadam::cuda

@@ -22,10 +22,14 @@ struct alignas(16) Part {
   int32_t n;       // elements; 0 for an empty tensor
   uint32_t group;
   uint32_t coefficient;  // which of the workspace's
-  bool exists;           // else the item fills up a draw
-  bool has_grad;         // else the tensor takes no part in this step
-  bool waits;            // for a coefficient
-  bool aligned;          // parameter and states
+  uint32_t n_chunks;     // of the tensor
+  int64_t first_node;    // of the tensor's tree
+  uint8_t n_in_run;      // parts of the tensor in this draw, from this one on
+  bool needs_norm;
+  bool exists;    // else the item fills up a draw
+  bool has_grad;  // else the tensor takes no part in this step
+  bool waits;     // for a coefficient
+  bool aligned;   // parameter and states
 };
 
 // What an update needs beside: it takes two more dependent loads, which norms need not wait for.
@@ -64,6 +68,11 @@ struct Tables {
     const int64_t rest = tensor.n_elements - begin;
     part.n = rest < kPartElements ? static_cast<int>(rest) : kPartElements;
     part.group = tensor.group;
+    part.n_chunks = tensor.n_chunks;
+    part.first_node = tensor.first_node;
+    const int64_t parts = (rest + kPartElements - 1) / kPartElements;
+    part.n_in_run = parts < kItemsPerDraw ? static_cast<uint8_t>(parts) : kItemsPerDraw;
+    part.needs_norm = tensor.needs_norm;
     part.waits = args.waits(tensor);
     part.coefficient = args.coefficient_of(item.tensor, tensor.group);
     part.step = tensor.n_chunks == 1 ? row.step : nullptr;

@@ -34,7 +34,7 @@ class Producer {
       wait_for_slot();
       fill(draw, 1, kUpdate);
     }
-    for (int warp = 0; warp < kNormWarps; ++warp) end();
+    for (uint32_t i = 0; i < block_.n_slots; ++i) end();
   }
 
  private:
@@ -45,10 +45,11 @@ class Producer {
   __device__ void wait_for_slot() {
     Barrier& empty = block_.ring.empty[next_.slot];
     long long since = clock64();
-    while (!empty.is_over(next_.parity ^ 1u)) {
-      if (clock64() - since < kPatienceCycles) continue;
+    while (!__all_sync(kFullWarp, empty.is_over(next_.parity ^ 1u))) {
+      if (__any_sync(kFullWarp, clock64() - since < kPatienceCycles)) continue;
       if (oldest_waits()) {
         help();
+        __syncwarp();
       } else {
         since = clock64();
       }
@@ -89,10 +90,14 @@ class Producer {
     const uint32_t slot = cursor.slot;
     const WorkItem item = fills ? tables_.item_of(first + which, index) : WorkItem{kNoTensor, 0};
     const float* const grad = tables_.grad_of(item);
-    const Part part = tables_.describe(item, grad != nullptr);
     float* const target = ring.part_grads(slot, index);
+    // A whole part's copy need not wait for the tables.
+    uint32_t rest = 0;
+    if (item.is_whole() && grad != nullptr) rest = copy(grad, target, kPartElements, ring.full[slot]);
+    const Part part = tables_.describe(item, grad != nullptr);
     const auto n_elements = static_cast<uint32_t>(part.n);
-    copy_rest(grad, target, n_elements, copy(grad, target, n_elements, ring.full[slot]));
+    if (!item.is_whole()) rest = copy(grad, target, n_elements, ring.full[slot]);
+    copy_rest(grad, target, n_elements, rest);
     Draw& draw = ring.draws[slot];
     if (fills) draw.parts[index] = part;
     if (fills && index == 0) draw.kinds = item.kinds() & kinds;
@@ -144,6 +149,7 @@ class Producer {
       for (uint32_t i = begin + lane_id(); i < end; i += 32) copy_4_bytes(to + i, source + i);
     }
     wait_for_copies();
+    order_copies();
   }
 
   // -------------------------------------------------------- help, postponed

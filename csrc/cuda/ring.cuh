@@ -1,6 +1,6 @@
 // The ring of a block: slots in shared memory that draws pass through, each with its gradients and what its workers
-// need to know. The producer fills slots, one norm warp and all update warps read each and release it; every one of
-// them releases every slot, also one that it has nothing to do for.
+// need to know. The producer fills slots, norm warps and update warps read them; every one of them
+// releases every slot, also one that it has nothing to do for.
 #pragma once
 
 #include <cstdint>
@@ -33,6 +33,12 @@ struct RingMemory {
         full(reinterpret_cast<Barrier*>(draws + n_slots)),
         ready(full + n_slots),
         empty(ready + n_slots) {}
+
+  // By a whole warp that has read all it needs.
+  __device__ void release(uint32_t slot) const {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) empty[slot].arrive();
+  }
 
   __device__ float* part_grads(uint32_t slot, int part) const {
     return grads + (slot * kItemsPerDraw + part) * kPartElements;

@@ -1,5 +1,6 @@
 // Every number that speed depends on and results do not. Times are of BERT-large's 336 M parameters in fp32 on an H100
-// (132 SMs, CUDA 13.0), 2026-11, clip per tensor / global / none; the choice made here takes 3300 / 3677 / 3140 us.
+// (80 GB HBM3, 132 SMs, CUDA 13.0), 2026-11, clip per tensor / global / none. The choices made here take 3248 / 3638 /
+// 3141 us; other figures are to be read beside the 3300 / 3677 us of their time.
 #pragma once
 
 #include "core/norm_tree.h"
@@ -15,11 +16,12 @@ constexpr int kChunkElements = kItemsPerDraw * kPartElements;
 // Vectors of four elements that a lane loads of each array before it works on the previous ones. Sixteen warps with two
 // vectors have as many loads in flight, but fewer registers, and spill: 3421 / 3875 us.
 constexpr int kUpdateWarps = 8;
+// To have L2 fetch a draw's parameters and states ahead of the warps (cp.async.bulk.prefetch.L2) loses: one draw ahead
+// 3431 us beside 3258, two 4215.
 constexpr int kVectors = 4;
 
 // The norm warps sit on other schedulers than the producer (warp index mod 4), since converting to double is what
-// bounds them. The slots are a multiple of them: a warp then sees every phase of its slots' barriers. Two: 3312 / 3898
-// us.
+// bounds them. Two: 3312 / 3898 us. A fourth would leave every thread 128 registers, and spills.
 constexpr int kNormWarps = 3;
 
 constexpr int kProducerWarp = kUpdateWarps;

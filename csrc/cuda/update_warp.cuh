@@ -1,7 +1,8 @@
 // The role of an update warp: its elements of every draw, in ring order. While it computes, its next loads are in
-// flight.
+// flight. Before there is anything to update, it takes norms.
 #pragma once
 
+#include "cuda/norms.cuh"
 #include "cuda/ring.cuh"
 #include "cuda/updates.cuh"
 
@@ -12,7 +13,8 @@ class UpdateWarp {
  public:
   __device__ UpdateWarp(const Block& block, int which) : block_(block), args_(block.tables.args), which_(which) {}
 
-  __device__ void run() {
+  __device__ void run(double* scratch) {
+    sum_norms(scratch);
     Ahead a, b;
     bool more = load(a);
     while (more) {
@@ -58,6 +60,24 @@ class UpdateWarp {
     return (block_.ring.draws[place.cursor.slot].kinds & kUpdate) != 0 && part.has_grad;
   }
 
+  // The draws of norms alone, which come first in the list: every warp a draw in turn. Left to the norm warps, they
+  // took 15 % longer than their memory does.
+  __device__ void sum_norms(double* scratch) {
+    DrawNorms norms(block_, scratch);
+    for (int turn = 0;; turn = (turn + 1) % kUpdateWarps) {
+      const uint32_t slot = here_.cursor.slot;
+      block_.ring.full[slot].wait(here_.cursor.parity);
+      if (block_.ring.draws[slot].kinds != kNorm) break;
+      if (turn == which_) {
+        norms.take(slot);
+      } else {
+        block_.ring.release(slot);
+      }
+      here_.cursor.advance(1, block_.n_slots);
+    }
+    ahead_ = here_;
+  }
+
   // False at the end of the list.
   __device__ bool load(Ahead& ahead) {
     const uint32_t slot = ahead_.cursor.slot;
@@ -84,10 +104,7 @@ class UpdateWarp {
       }
       if (piece.part.index == 0 && piece.begin == 0 && lane_id() == 0) finish_tensor(piece, coefficient);
     }
-    if (here_.ends_draw()) {
-      __syncwarp();
-      if (lane_id() == 0) block_.ring.empty[slot].arrive();
-    }
+    if (here_.ends_draw()) block_.ring.release(slot);
     here_.advance(block_.n_slots);
   }
 

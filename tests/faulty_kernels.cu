@@ -1,0 +1,39 @@
+// One fault for each of compute-sanitizer's tools, in the engine's namespace, so that the same filter picks it: shows
+// that a clean report means something. Usage: faulty_kernels memcheck|racecheck|initcheck|synccheck
+#include <cuda_runtime.h>
+
+#include <cstring>
+
+namespace bertadam::cuda {
+
+constexpr int kThreads = 64;
+
+__global__ void write_past_the_end(int* out) { out[threadIdx.x + 1] = 1; }
+
+__global__ void read_before_the_barrier(int* out) {
+  __shared__ int values[kThreads];
+  values[threadIdx.x] = static_cast<int>(threadIdx.x);
+  out[threadIdx.x] = values[kThreads - 1 - threadIdx.x];  // another warp's
+}
+
+__global__ void read_what_nobody_wrote(int* out) { out[threadIdx.x] += 1; }
+
+__global__ void part_of_a_warp_at_a_barrier(int* out) {
+  if (threadIdx.x < kThreads - 16) __syncthreads();
+  out[threadIdx.x] = 1;
+}
+
+}  // namespace bertadam::cuda
+
+int main(int n_arguments, char** arguments) {
+  using namespace bertadam::cuda;
+  int* out = nullptr;
+  if (n_arguments != 2 || cudaMalloc(&out, kThreads * sizeof(int)) != cudaSuccess) return 2;
+  const char* const tool = arguments[1];
+  if (std::strcmp(tool, "memcheck") == 0) write_past_the_end<<<1, kThreads>>>(out);
+  if (std::strcmp(tool, "racecheck") == 0) read_before_the_barrier<<<1, kThreads>>>(out);
+  if (std::strcmp(tool, "initcheck") == 0) read_what_nobody_wrote<<<1, kThreads>>>(out);
+  if (std::strcmp(tool, "synccheck") == 0) part_of_a_warp_at_a_barrier<<<1, kThreads>>>(out);
+  cudaDeviceSynchronize();
+  return 0;
+}
