@@ -1,4 +1,4 @@
-"""Checkpoints of low precision: resumed bit for bit, converted between forms, checked first."""
+"""Checkpoints of low precision: resumed bit for bit, converted, checked first."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_resumed_run_has_the_bits_of_an_unbroken_one(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["fp32", "remainder", "stochastic"])
 def test_what_makes_it_exact_is_in_the_file(mode: str) -> None:
-    """A negative control: without masters, or with another seed, the resumed run differs."""
+    """A negative control: without masters, or with another seed, the run differs."""
     opt, file = saved(mode)
     for group in file["param_groups"]:
         group["rounding_seed"] = 1
@@ -104,7 +104,7 @@ def test_masters_are_converted_exactly(of: str, to: str, n_before: int) -> None:
 
 
 def test_a_copy_that_becomes_a_remainder_brings_its_parameter_along() -> None:
-    """On a tie the two forms round the parameter differently; a master that is ahead wins."""
+    """On a tie the two forms round it differently; a master that is ahead wins."""
     param = parameter(torch.ones(3), torch.bfloat16)
     opt = BertAdam([param], lr=0.0, master_weights="fp32")
     train(opt, 0, 1)
@@ -125,7 +125,7 @@ def test_without_masters_in_the_file_they_begin_as_the_parameters(of: str, mode:
         for param, loaded in zip(params_of(twin), params_of(opt), strict=True):
             param.copy_(loaded)
     twin.load_state_dict(file)
-    assert same(masters_of(twin), [param.detach().float() for param in params_of(opt)])
+    assert same(masters_of(twin), [p.detach().float() for p in params_of(opt)])
 
 
 @pytest.mark.parametrize("of", ["fp32", "remainder"])
@@ -136,8 +136,7 @@ def test_masters_that_have_no_place_are_left_out_with_a_warning(of: str, to: str
     with pytest.warns(UserWarning, match=r"masters.*master_weights=None.*'fp32' or 'remainder'"):
         twin.load_state_dict(file)
     assert all(set(state) == {"step", "exp_avg", "exp_avg_sq"} for state in twin.state.values())
-    assert [p.tolist() for p in params_of(twin)] == [p.tolist() for p in params_of(opt)]
-    train(twin, N_STEPS, N_STEPS + 1)
+    assert same([*params_of(twin)], [*params_of(opt)])
 
 
 def test_that_warning_as_an_error_loads_nothing() -> None:
@@ -172,9 +171,8 @@ def test_nothing_aliases_the_file(mode: str) -> None:
     opt, file = saved(mode)
     twin = resumed(opt, file, mode)
     before = values_of(twin)
-    for entry in file["state"].values():
-        for tensor in entry.values():
-            tensor.zero_()
+    for tensor in [tensor for entry in file["state"].values() for tensor in entry.values()]:
+        tensor.zero_()
     assert same(values_of(twin), before)
 
 
@@ -197,7 +195,6 @@ DEFECTS: dict[str, tuple[str, Callable[[File], None], str]] = {
     "shape": ("fp32", put("master_param", lambda t: t.new_zeros(2, 9)), "master_param has shape"),
     "nan": ("fp32", put("master_param", lambda t: t * torch.nan), "master_param has values"),
     "inf": ("fp32", put("master_param", lambda t: t.double() + 1e39), "master_param has values"),
-    "list": ("fp32", put("master_param", lambda t: t.tolist()), "master_param has type"),
     "integers": ("fp32", put("master_param", lambda t: t.int()), "master_param has dtype"),
     "both": ("fp32", add_the_other_master, "master_param and param_remainder, expected one"),
     "remainder's shape": (
@@ -266,13 +263,12 @@ def apex_file(opt: BertAdam, masters: bool, remainders: bool = False) -> File:
 @pytest.mark.parametrize("remainders", [False, True])
 def test_masters_of_transformer_engine_are_taken_over(to: str, remainders: bool) -> None:
     opt, _ = saved("fp32")
-    file = apex_file(opt, masters=True, remainders=remainders)
     twin = make(to, params_of(opt))
-    with torch.no_grad():  # its parameters are rounded as a remainder's
+    with torch.no_grad():
         for param, master in zip(params_of(twin), masters_of(opt), strict=True):
             if remainders and param.dtype == torch.bfloat16:
                 param.copy_(reference.split_master(master)[0])
-    twin.load_state_dict(file)
+    twin.load_state_dict(apex_file(opt, masters=True, remainders=remainders))
     assert same(masters_of(twin), masters_of(opt))
     for each in (opt, twin):
         train(each, N_STEPS, N_STEPS + 2)
