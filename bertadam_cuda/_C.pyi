@@ -8,7 +8,7 @@ with_cuda: bool
 cuda_chunk_elements: int
 state_names: tuple[str, ...]
 leaf_elements: int
-type_rows: list[tuple[str, str, str]]
+type_rows: list[tuple[str, str, str | None, bool]]
 
 def cuda_info() -> dict[str, Any]: ...
 def cpu_isas() -> list[str]: ...
@@ -29,6 +29,9 @@ def encode_bfloat16(values: Tensor) -> Tensor: ...
 def encode_float16(values: Tensor) -> Tensor: ...
 def decode_bfloat16(bits: Tensor) -> Tensor: ...
 def decode_float16(bits: Tensor) -> Tensor: ...
+def philox4x32(
+    counter: tuple[int, int, int, int], key: tuple[int, int]
+) -> tuple[int, int, int, int]: ...
 def is_observed() -> bool: ...
 
 class StepPlan:
@@ -41,6 +44,10 @@ class StepPlan:
         state: dict[Tensor, Any],
         device: torch.device,
         n_skipped: Tensor,
+        *,
+        master_weights: str | None,
+        stochastic_rounding: bool,
+        rounding_seed: int,
     ) -> None: ...
     def set_group(
         self,

@@ -87,11 +87,25 @@ def _binary_rows() -> Iterator[_Row]:
         yield _Row("binary", str(error), ok=False)
         return
     yield _Row("binary", str(binary.__file__))
+    yield _Row("dtypes", _described(binary.type_rows))
     if binary.with_cuda:
         yield _runtime_row(binary.cuda_info())
     yield _self_test(torch.device("cpu"))
     for index in range(torch.cuda.device_count()):
         yield from _gpu_rows(index, archs)
+
+
+def _described(type_rows: list[tuple[str, str, str | None, bool]]) -> str:
+    """Say what parameters can be, and with which masters or rounding."""
+    kept: dict[str, list[str]] = {}
+    for param, _, master_weights, stochastic in type_rows:
+        how = "stochastic rounding" if stochastic else master_weights
+        names = kept.setdefault(param, [])
+        if how is not None and how not in names:
+            names.append(how)
+    return ", ".join(
+        f"{param} ({', '.join(names)})" if names else param for param, names in kept.items()
+    )
 
 
 def _runtime_row(cuda_info: dict[str, Any]) -> _Row:

@@ -1,4 +1,4 @@
-"""Loads state dicts into an optimizer without half-loading, and writes the original's layout.
+"""Loads state dicts into an optimizer without half-loading.
 
 Everything is checked first and written afterwards, in place: captured graphs and plans keep their
 tensors, dtypes stay, nothing aliases the file. Names of layouts belong to `_checkpoint_layouts`.
@@ -8,29 +8,15 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from . import _masters
 from ._checkpoint_layouts import STARTS, SavedState, read
-from ._checkpoint_values import checked_counters, checked_state
-
-_REFERENCE_SETTINGS = (
-    "lr",
-    "schedule",
-    "warmup",
-    "t_total",
-    "b1",
-    "b2",
-    "e",
-    "weight_decay",
-    "max_grad_norm",
-)
-#: The schedules that mean the same in the original, up to t_total. (Its cosine raises.)
-_REFERENCE_SCHEDULES = ("warmup_constant", "warmup_linear", "warmup_cosine")
+from ._checkpoint_values import checked_counters, checked_master, checked_state
 
 
 class _Loadable(Protocol):
@@ -43,6 +29,8 @@ class _Loadable(Protocol):
 
     @property
     def _state_names(self) -> tuple[str, ...]: ...
+    @property
+    def _master_weights(self) -> str | None: ...
     def _init_state(self, param: Tensor) -> Any: ...
     def _validate_groups(self, groups: list[dict[str, Any]]) -> Any: ...
     def _drop_plan(self) -> Any: ...
@@ -57,6 +45,8 @@ class _Write:
     counters: dict[str, float]
     #: None stands for zeros.
     moments: dict[str, Tensor | None]
+    #: What the file knows of the master, int16 for a remainder. None stands for the parameter.
+    master: Tensor | None = None
 
 
 def load(optimizer: _Loadable, state_dict: dict[str, Any]) -> None:
@@ -70,6 +60,12 @@ def load(optimizer: _Loadable, state_dict: dict[str, Any]) -> None:
     A parameter without an entry in the file gets the zero state with step 0 if it has a state
     now, and stays without one if not. Moments of another floating dtype are converted.
 
+    The optimizer keeps its own master_weights and stochastic_rounding, and the file's masters are
+    brought into that form: none becomes the parameter's value; float32 becomes a remainder, for
+    which the parameter is written, too; a remainder becomes float32 with the parameter as it is
+    now; where no master is kept, the file's are left out, with one warning. So load the model
+    before the optimizer.
+
     torch's hooks run as in the base class: pre hooks may replace the dict before it is looked at,
     post hooks follow the last write.
 
@@ -82,7 +78,8 @@ def load(optimizer: _Loadable, state_dict: dict[str, Any]) -> None:
         TypeError: something in the file has the wrong type or dtype.
         ValueError: unknown layout; another number of groups or parameters; missing or unknown
             keys; wrong shapes; values that are not finite; exp_avg_sq < 0; a step that is no whole
-            number in [0, 2**24); settings that the optimizer refuses.
+            number in [0, 2**24); a remainder of a parameter that is not bfloat16; settings that the
+            optimizer refuses.
 
     Differences from torch.optim.Optimizer.load_state_dict: that one checks only the counts,
     casts moments to the parameter's dtype, shares tensors with the file and replaces the state's
@@ -100,80 +97,32 @@ def load(optimizer: _Loadable, state_dict: dict[str, Any]) -> None:
     writes = _checked_writes(optimizer, saved, where)
     pairs = list(zip(optimizer.param_groups, saved.groups, strict=True))
     optimizer._validate_groups([{**group, **new.settings} for group, new in pairs])
+    # Before the first write: where warnings are errors, one loads nothing.
     if not saved.layout.has_settings:
-        # Before the first write: where warnings are errors, this is one that loads nothing.
         warnings.warn(_moments_only(saved, where), stacklevel=3)
+    if any(_loses_master(optimizer, write) for write in writes):
+        warnings.warn(
+            f"{where}: the file has masters of 16-bit parameters, and master_weights=None keeps "
+            "none, so the parameters go on rounded; construct the optimizer with "
+            "master_weights='fp32' or 'remainder' to go on exactly",
+            stacklevel=3,
+        )
 
     _create_missing_state(optimizer, writes)
     for write in writes:
+        # As they are already, unless master_weights was changed since the last step.
+        _masters.fit(optimizer.state[write.param], write.param, optimizer._master_weights)
+    masters = [_master_values(optimizer, write) for write in writes]
+    for write, values in zip(writes, masters, strict=True):
         _write_state(optimizer.state[write.param], write)
+        for tensor, source in values:
+            with torch.no_grad():
+                tensor.copy_(source)
     for group, new in pairs:
         group.update(new.settings)
     optimizer._drop_plan()
     for post_hook in optimizer._optimizer_load_state_dict_post_hooks.values():
         post_hook(optimizer)
-
-
-def to_reference(optimizer: _Loadable) -> dict[str, Any]:
-    """Return a state dict in the layout of DeepSpeedExamples' BertAdam; nothing is aliased.
-
-    State per parameter: 'step' (int), 'next_m', 'next_v' (clones). Groups: lr, schedule, warmup,
-    t_total, b1, b2, e, weight_decay, max_grad_norm, params. It holds plain values only, so
-    torch.load(weights_only=True) reads it. Reading the steps synchronises on CUDA.
-
-    'step' is the position in the schedule, step - schedule_start: the original uses it for
-    nothing else, and after reset_schedule it continues at the same lr.
-
-    Raises:
-        ValueError: a schedule is a callable, which the layout cannot hold.
-
-    Warns once if a setting has no equal in the original, which would continue differently.
-    """
-    where = f"{type(optimizer).__name__}.to_reference_state_dict"
-    groups: list[dict[str, Any]] = []
-    state: dict[int, dict[str, Any]] = {}
-    lost: set[str] = set()
-    n_params = 0
-    for group_id, group in enumerate(optimizer.param_groups):
-        if not isinstance(group["schedule"], str):
-            raise ValueError(
-                f"{where}: the schedule of param_groups[{group_id}] is a callable, and the layout "
-                "holds names only; set a schedule by name first"
-            )
-        lost.update(_not_in_reference(group))
-        indices = list(range(n_params, n_params + len(group["params"])))
-        n_params += len(indices)
-        settings = {key: group[key] for key in _REFERENCE_SETTINGS}
-        groups.append({**settings, "lr": float(group["lr"]), "params": indices})
-        for index, param in zip(indices, group["params"], strict=True):
-            if optimizer.state.get(param):
-                state[index] = _reference_entry(optimizer.state[param])
-    if lost:
-        warnings.warn(
-            f"{where}: the original BertAdam has no equal of {', '.join(sorted(lost))}, and "
-            "would continue without",
-            stacklevel=3,
-        )
-    return {"state": state, "param_groups": groups}
-
-
-def _reference_entry(state: dict[str, Any]) -> dict[str, Any]:
-    start = float(state["schedule_start"]) if "schedule_start" in state else 0.0
-    return {
-        "step": int(float(state["step"]) - start),
-        "next_m": state["exp_avg"].detach().clone(),
-        "next_v": state["exp_avg_sq"].detach().clone(),
-    }
-
-
-def _not_in_reference(group: dict[str, Any]) -> Iterator[str]:
-    if group["clip"] != "per_tensor" and group["max_grad_norm"] > 0:
-        yield f"clip={group['clip']!r}"
-    for flag in ("bias_correction", "maximize"):
-        if group[flag]:
-            yield f"{flag}=True"
-    if group["t_total"] != -1 and group["schedule"] not in _REFERENCE_SCHEDULES:
-        yield f"schedule={group['schedule']!r}"
 
 
 def _moments_only(saved: SavedState, where: str) -> str:
@@ -223,7 +172,9 @@ def _checked_writes(optimizer: _Loadable, saved: SavedState, where: str) -> list
                     key: _apart(checked_state(key, entry[key], param, current, label), own_memory)
                     for key in optimizer._state_names
                 }
-                writes.append(_Write(param, checked_counters(entry, label), {**moments}))
+                master = checked_master(entry, param, current, label)
+                master = None if master is None else _apart(master, own_memory)
+                writes.append(_Write(param, checked_counters(entry, label), {**moments}, master))
             elif current:
                 writes.append(_Write(param, {}, dict.fromkeys(optimizer._state_names)))
     return writes
@@ -254,6 +205,28 @@ def _create_missing_state(optimizer: _Loadable, writes: list[_Write]) -> None:
         raise
     for (state, key), tensor in zip(starts, added, strict=True):
         state[key] = tensor
+
+
+def _loses_master(optimizer: _Loadable, write: _Write) -> bool:
+    """Whether there is a master in the file, a place for one here, and no wish for it."""
+    rounded = write.param.dtype != torch.float32
+    return write.master is not None and rounded and optimizer._master_weights is None
+
+
+def _master_values(optimizer: _Loadable, write: _Write) -> list[tuple[Tensor, Tensor]]:
+    """Return what is to be copied for the parameter's master, as pairs of target and source."""
+    key, source = _masters.key_of(write.param, optimizer._master_weights), write.master
+    if key is None:
+        return []
+    target = optimizer.state[write.param][key]
+    if source is None:
+        source = torch.zeros_like(target) if key == _masters.PARAM_REMAINDER else write.param
+    elif target.dtype == torch.int16 and source.dtype != torch.int16:
+        rounded, source = _masters.split(source)
+        return [(write.param, rounded), (target, source)]
+    elif target.dtype != torch.int16 and source.dtype == torch.int16:
+        source = _masters.join(write.param, source.to(write.param.device))
+    return [(target, source)]
 
 
 @torch.no_grad()

@@ -11,8 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+from . import _masters
+
 #: Counters that reset_schedule adds to the state of a parameter; absent means 0.
 STARTS = ("schedule_start", "bias_correction_start")
+#: Settings that say how the optimizer at hand keeps its parameters, whatever the file's did.
+_HERE = ("master_weights", "stochastic_rounding")
 
 
 @dataclass(frozen=True)
@@ -30,14 +36,18 @@ class Layout:
     step_in_group: bool = False
 
 
-OWN = Layout("bertadam_cuda", optional=STARTS)
+OWN = Layout("bertadam_cuda", optional=(*STARTS, *_masters.KEYS))
 REFERENCE = Layout("BertAdam", names={"exp_avg": "next_m", "exp_avg_sq": "next_v"})
 _AMSGRAD = {
     "max_exp_avg_sq": "AMSGrad's running maximum is left out, because BertAdam divides by the "
     "root of exp_avg_sq itself"
 }
 TORCH = Layout("torch Adam/AdamW", ignored=_AMSGRAD, has_settings=False)
-APEX = Layout("apex FusedAdam", has_settings=False, step_in_group=True)
+#: apex keeps its masters outside of the state dict. TransformerEngine's FusedAdam has the same
+#: layout and 'master_param' in it, as int16 where it stores remainders: see `_entry`.
+APEX = Layout(
+    "apex FusedAdam", optional=(_masters.MASTER_PARAM,), has_settings=False, step_in_group=True
+)
 
 #: Schedule objects of pytorch-pretrained-BERT 0.6.2, by the name of their class: the name here
 #: and whether the class has cycles.
@@ -200,17 +210,22 @@ def _entry(
         raise ValueError(
             f"{where} {' and '.join(found)}; expected {_listed(needed)} (layout of {layout.title})"
         )
+    optional = {key: entry[key] for key in layout.optional if key in entry}
+    master = optional.get(_masters.MASTER_PARAM)
+    if layout is APEX and getattr(master, "dtype", None) == torch.int16:
+        optional[_masters.PARAM_REMAINDER] = optional.pop(_masters.MASTER_PARAM)
     return {
         "step": group["step"] if layout.step_in_group else entry["step"],
         **{name: entry[key] for name, key in keys.items()},
-        **{key: entry[key] for key in layout.optional if key in entry},
+        **optional,
     }
 
 
 def _settings(group: Mapping[str, Any], layout: Layout, where: str) -> dict[str, Any]:
     # Names are taken over from every layout: they describe the file's parameters.
+    left = ("params", *_HERE)
     taken = [
-        key for key in group if key == "param_names" or (layout.has_settings and key != "params")
+        key for key in group if key == "param_names" or (layout.has_settings and key not in left)
     ]
     settings = {key: group[key] for key in taken}
     names = settings.get("param_names")

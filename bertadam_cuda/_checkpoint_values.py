@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ._checkpoint_layouts import STARTS
+from ._masters import MASTER_PARAM, PARAM_REMAINDER
 
 #: A float32 counter is exact below this.
 _STEP_LIMIT = 2**24
@@ -38,12 +39,46 @@ def checked_state(
         ValueError: another shape, no values, values that are not finite or do not fit the dtype,
             or a negative one where none can be.
     """
+    source = _checked_tensor(key, value, param, _DTYPES, label)
+    if source.numel() > 0:
+        dtype = current[key].dtype if key in current else torch.float32
+        _check_range(key, source.detach(), dtype, label)
+    return source
+
+
+def checked_master(
+    entry: Mapping[str, Any], param: Tensor, current: Mapping[str, Tensor], label: str
+) -> Tensor | None:
+    """Return the master in `entry`, told by its dtype: int16 is a remainder; None: it has none.
+
+    Raises:
+        TypeError, ValueError: as `checked_state`; both masters at once; a remainder of a parameter
+            that is not bfloat16.
+    """
+    if MASTER_PARAM in entry and PARAM_REMAINDER in entry:
+        raise ValueError(f"{label} has {MASTER_PARAM} and {PARAM_REMAINDER}, expected one of them")
+    if MASTER_PARAM in entry:
+        return checked_state(MASTER_PARAM, entry[MASTER_PARAM], param, current, label)
+    if PARAM_REMAINDER not in entry:
+        return None
+    if param.dtype != torch.bfloat16:
+        raise ValueError(
+            f"{label} {PARAM_REMAINDER} completes a bfloat16 parameter, and this one is "
+            f"{param.dtype}; load the file into a bfloat16 model with master_weights='fp32' and "
+            "save it again: that file fits any"
+        )
+    return _checked_tensor(PARAM_REMAINDER, entry[PARAM_REMAINDER], param, (torch.int16,), label)
+
+
+def _checked_tensor(
+    key: str, value: object, param: Tensor, dtypes: tuple[torch.dtype, ...], label: str
+) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{label} {key} has type {type(value).__name__}, expected a tensor")
-    if value.dtype not in _DTYPES or value.layout != torch.strided:
+    if value.dtype not in dtypes or value.layout != torch.strided:
         raise TypeError(
             f"{label} {key} has dtype {value.dtype} and layout {value.layout}, expected a dense "
-            f"tensor of {', '.join(str(dtype) for dtype in _DTYPES)}"
+            f"tensor of {', '.join(str(dtype) for dtype in dtypes)}"
         )
     if value.shape != param.shape:
         raise ValueError(
@@ -52,9 +87,6 @@ def checked_state(
         )
     if value.is_meta:
         raise ValueError(f"{label} {key} is on the meta device and has no values to load")
-    if value.numel() > 0:
-        dtype = current[key].dtype if key in current else torch.float32
-        _check_range(key, value.detach(), dtype, label)
     return value
 
 

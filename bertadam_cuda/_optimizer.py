@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from . import _checkpoint, _phases, schedules
+from . import _checkpoint, _checkpoint_reference, _masters, _phases, schedules
 from ._ext import load
 from ._planning import Planning
 from ._statistics import Statistics
@@ -99,7 +99,7 @@ class FusedOptimizer(Planning, Statistics, torch.optim.Optimizer):
         return step
 
     def _init_state(self, param: Tensor) -> None:
-        """Create the zero state of a parameter, if it has none."""
+        """Create the first state of a parameter, if it has none: zeros, and its master."""
         if self.state.get(param):
             return
         with torch.inference_mode(False):  # inference tensors could not be written later
@@ -108,11 +108,30 @@ class FusedOptimizer(Planning, Statistics, torch.optim.Optimizer):
             }
             for name in self._state_names:
                 state[name] = torch.zeros_like(param, dtype=torch.float32, requires_grad=False)
+            state |= _masters.new_master(param, self._master_weights)
         self.state[param] = state
 
     @property
     def _state_names(self) -> tuple[str, ...]:
         return tuple(self._binary.state_names)
+
+    @property
+    def _master_weights(self) -> str | None:
+        master_weights: str | None = self.param_groups[0]["master_weights"]
+        return master_weights
+
+    def sync_master_weights(self) -> None:
+        """Make the master of every parameter that has a state anew from the parameter.
+
+        For parameters that somebody else has written (loaded, averaged, cast) and that shall count:
+        with master_weights='fp32' the next step would otherwise overwrite them from the master,
+        with 'remainder' it would add their old remainder. Also after master_weights was changed in
+        every group: what it no longer asks for is removed. Does not wait for the device.
+        """
+        for group in self.param_groups:
+            for param in group["params"]:
+                if self.state.get(param):
+                    _masters.sync(self.state[param], param, self._master_weights)
 
     # ------------------------------------------------- parameters and groups
 
@@ -192,4 +211,4 @@ class FusedOptimizer(Planning, Statistics, torch.optim.Optimizer):
         State per parameter: 'step' (int), 'next_m', 'next_v'. Raises ValueError where a schedule
         is a callable. Synchronises on CUDA.
         """
-        return _checkpoint.to_reference(self)
+        return _checkpoint_reference.to_reference(self)

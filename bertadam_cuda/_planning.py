@@ -30,6 +30,7 @@ class Planning:
     _binary: ModuleType
     _plans: list[Any]
     _stepper: Any
+    _planned_storage: dict[str, Any] | None  # how the plans take parameters to be kept
 
     def _rule_settings(self, group: dict[str, Any]) -> dict[str, float]:
         """Return beta1, beta2, eps and weight_decay of a group under these names."""
@@ -42,6 +43,9 @@ class Planning:
     def _init_state(self, param: Tensor) -> None:
         """Create the zero state of a parameter, if it has none."""
         raise NotImplementedError
+
+    def _storage_settings(self) -> dict[str, Any]:
+        return {key: self.param_groups[0][key] for key in _settings.STORAGE}
 
     def _validate_groups(self, groups: list[dict[str, Any]]) -> None:
         """Raise ValueError or TypeError for bad settings; no side effect."""
@@ -68,7 +72,9 @@ class Planning:
                 f"{where}: clip='global' with parameters on {', '.join(map(str, devices))}; one "
                 "norm over several devices is not supported: use clip='per_tensor'"
             )
+        storage = self._storage_settings()
         self._drop_plan()
+        self._planned_storage = storage
         for device in devices:
             if device not in self._n_skipped:
                 # Parameters on the meta device are refused by the plan, by name.
@@ -76,7 +82,7 @@ class Planning:
                 self._n_skipped[device] = torch.zeros((), dtype=torch.int64, device=home)
         self._plans += [
             self._binary.StepPlan(
-                where, self.param_groups, self.state, device, self._n_skipped[device]
+                where, self.param_groups, self.state, device, self._n_skipped[device], **storage
             )
             for device in devices
         ]
@@ -88,6 +94,7 @@ class Planning:
         self._stepper = self._binary.Stepper([])
         self._seen: list[tuple[Any, ...]] = []  # settings that the plans were given
         self._seen_rates: list[float] = []
+        self._planned_storage = None
         self._stepped = False
         self._n_steps = 0  # since the plans were given their settings
         self._next_event = math.inf
@@ -105,6 +112,9 @@ class Planning:
 
     def _bring_up_to_date(self) -> None:
         """Do all that a step does not do by itself: plans, settings, tables, missing states."""
+        if self._storage_settings() != self._planned_storage:
+            self._validate_groups(self.param_groups)
+            self._make_plans()
         if not self._inspect():
             self._make_plans()
             self._inspect()

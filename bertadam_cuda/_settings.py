@@ -13,19 +13,22 @@ from typing import Any
 
 from . import schedules
 
-PER_OPTIMIZER = ("clip", "on_nonfinite", "master_weights", "stochastic_rounding", "capturable")
+#: How parameters are kept in memory: see csrc/core/storage.h.
+STORAGE = ("master_weights", "stochastic_rounding", "rounding_seed")
+PER_OPTIMIZER = ("clip", "on_nonfinite", *STORAGE, "capturable")
 SCHEDULE = ("schedule", "warmup", "t_total", "schedule_args")
 _FLAGS = ("bias_correction", "maximize")
+_SEED_LIMIT = 2**64
 COMMON = ("max_grad_norm", *_FLAGS, *SCHEDULE, *PER_OPTIMIZER)
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "clip": ("per_tensor", "global"),
     "on_nonfinite": (None, "skip", "propagate"),
+    "master_weights": (None, "fp32", "remainder"),
+    "stochastic_rounding": (False, True),
 }
 #: Arguments of every constructor whose other values are not supported yet.
 _ONLY: dict[str, Any] = {
-    "master_weights": None,
-    "stochastic_rounding": False,
     "capturable": False,
 }
 
@@ -49,6 +52,12 @@ def validate(
         check_rule(group, where)
         for key in PER_OPTIMIZER:
             _check_per_optimizer(key, group[key], groups[0][key], where)
+        if group["stochastic_rounding"] and group["master_weights"] is not None:
+            raise ValueError(
+                f"{where}: stochastic_rounding is True and master_weights is "
+                f"{group['master_weights']!r}; a master makes the rounding of the parameter "
+                "harmless: use one of the two"
+            )
 
 
 def _check_per_optimizer(key: str, value: Any, first: Any, where: str) -> None:
@@ -59,6 +68,10 @@ def _check_per_optimizer(key: str, value: Any, first: Any, where: str) -> None:
     if key in _CHOICES and value not in _CHOICES[key]:
         choices = ", ".join(repr(choice) for choice in _CHOICES[key])
         raise ValueError(f"{where}: {key} is {value!r}, expected one of {choices}")
+    if key == "rounding_seed" and (
+        isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _SEED_LIMIT
+    ):
+        raise ValueError(f"{where}: {key} is {value!r}, expected a whole number in [0, 2**64)")
     if value != first:
         raise ValueError(
             f"{where}: {key} is {value!r} but {first!r} in param_groups[0]; it holds for the whole "

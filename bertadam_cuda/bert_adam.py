@@ -25,12 +25,14 @@ class BertAdam(FusedOptimizer):
         p = p - lr * multiplier(t) * u;    t = t + 1
 
     so that with a warm-up the first update has lr 0. One launch per device does all of it for all
-    parameters; moments are float32, and CPU and GPU compute the same bits.
+    parameters; all arithmetic and the moments are float32, whatever the parameters are, and CPU and
+    GPU compute the same bits.
 
     Args:
         params: parameters, (name, parameter) pairs, or groups (dicts) that may override every
-            setting below but those marked *. float32, dense in memory up to a permutation of the
-            dimensions, on the CPU or CUDA devices (one launch each).
+            setting below but those marked *. float32, bfloat16 or float16, each with gradients of
+            any of these, in any mixture (on CUDA devices so far float32 only); dense in memory up
+            to a permutation of the dimensions, on the CPU or CUDA devices (one launch each).
         lr: base learning rate, >= 0, in units of p; `group['lr']` is read at every step, so torch's
             lr schedulers work (on top of an own schedule they multiply, with one warning).
         warmup: fraction of t_total spent on the warm-up, in [0, 1), or -1 for none (default).
@@ -51,18 +53,32 @@ class BertAdam(FusedOptimizer):
         on_nonfinite*: 'skip' leaves everything that a non-finite norm covers as it is, step
             included; 'propagate' lets NaN through. Default None: 'skip' wherever a norm is
             computed, 'propagate' elsewhere. An explicit 'skip' without clipping buys a norm pass.
-        master_weights*, stochastic_rounding*, capturable*: not supported yet; only the defaults
-            None, False, False are accepted.
+        master_weights*: what parameters of 16 bits are computed from; float32 ones need nothing.
+            None (default): from themselves, rounded to nearest even after each step, which loses
+            updates below half a unit in their last place. 'fp32': from a float32 copy in the
+            state. 'remainder' (bfloat16 only): from the parameter and 16 bits more in the state,
+            together the same float32; the parameter is rounded to nearest, ties away from zero.
+            Masters begin as the parameter's value. If somebody else writes a parameter, call
+            `sync_master_weights()`: else 'fp32' overwrites it at the next step, and 'remainder'
+            adds its old remainder to it.
+        stochastic_rounding*: round bfloat16 parameters without masters up or down at random so
+            that the expectation is exact. Default False.
+        rounding_seed*: of the random bits, in [0, 2**64). Default 0. The bits of an element depend
+            on nothing but the seed, the parameter's place in param_groups, its step and the
+            element's place in its memory: a resumed run continues with the same.
+        capturable*: not supported yet; only the default False is accepted.
         maximize: ascend. Default False.
 
     State per parameter: 'step' (0-dim float32), 'exp_avg' = m, 'exp_avg_sq' = v (float32, shape and
-    layout of p); after `reset_schedule` also 'schedule_start', 'bias_correction_start'. The first
-    step creates it for every parameter that requires grad. A step in which every lr is 0 and every
-    gradient is 0 does not count.
+    layout of p); with master_weights also 'master_param' (float32) or 'param_remainder' (int16);
+    after `reset_schedule` also 'schedule_start', 'bias_correction_start'. The first step creates it
+    for every parameter that requires grad. A step in which every lr is 0 and every gradient is 0
+    does not count.
 
     Raises:
         ValueError, TypeError: bad settings, here or at the step after they were changed; parameters
-            of another dtype, with gaps, overlapping, or sharing memory.
+            of another dtype, with gaps, overlapping, or sharing memory; float16 parameters with
+            'remainder' or stochastic_rounding; masters that do not fit master_weights any more.
         RuntimeError: parameters on the meta device; sparse gradients; capture in a CUDA graph.
 
     Source: names, order, defaults and update of BertAdam in DeepSpeedExamples'
@@ -103,6 +119,7 @@ class BertAdam(FusedOptimizer):
         on_nonfinite: str | None = None,
         master_weights: str | None = None,
         stochastic_rounding: bool = False,
+        rounding_seed: int = 0,
         maximize: bool = False,
         capturable: bool = False,
     ) -> None:
@@ -122,6 +139,7 @@ class BertAdam(FusedOptimizer):
             "on_nonfinite": on_nonfinite,
             "master_weights": master_weights,
             "stochastic_rounding": stochastic_rounding,
+            "rounding_seed": rounding_seed,
             "maximize": maximize,
             "capturable": capturable,
         }

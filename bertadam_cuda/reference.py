@@ -20,6 +20,28 @@ class BertAdamResult(NamedTuple):
     update: Tensor
 
 
+def split_master(master: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the bfloat16 and the int16 that together are a finite float32 tensor, exactly.
+
+    The bfloat16 is the nearest, ties away from zero; the int16 is what its bits, as the upper half
+    of a float32's, lack. Source: apex, DistributedFusedAdam(store_param_remainders=True).
+    """
+    bits = master.float().view(torch.int32).long()
+    upper = torch.div(bits + 2**15, 2**16, rounding_mode="floor")
+    return upper.to(torch.int16).view(torch.bfloat16), (bits - upper * 2**16).to(torch.int16)
+
+
+def round_stochastically(x: Tensor, random_bits: Tensor) -> Tensor:
+    """Return float32 as bfloat16: away from zero where the bits cut off exceed 65535 - random_bits.
+
+    `random_bits`: whole numbers below 65536, so that the expectation over them is x.
+    """
+    bits = x.float().view(torch.int32).long()
+    lower = bits % 2**16
+    upper = (bits - lower) // 2**16 + (lower + random_bits >= 2**16)
+    return upper.to(torch.int16).view(torch.bfloat16)
+
+
 def gradient_norm(*grads: Tensor) -> float:
     """Return the Euclidean norm over all elements of all gradients."""
     squares = [grad.detach().double().square().sum() for grad in grads]

@@ -86,7 +86,7 @@ def to_device(tensor: Tensor, device: str) -> Tensor:
     """A copy with the same strides at the same distance from an aligned address."""
     if tensor.numel() == 0:
         return tensor.to(device, copy=True)
-    offset = tensor.storage_offset() % 4
+    offset = tensor.storage_offset() % 8
     buffer = torch.empty(tensor.numel() + offset, device=device, dtype=tensor.dtype)
     return buffer.as_strided(tensor.shape, tensor.stride(), offset).copy_(tensor)
 
@@ -95,7 +95,8 @@ def as_integers(tensor: Tensor) -> Tensor:
     tensor = tensor.detach().cpu().reshape(-1)
     if tensor.is_floating_point():
         tensor = torch.where(tensor.isnan(), torch.full_like(tensor, math.nan), tensor)
-        tensor = tensor.view(torch.int64 if tensor.dtype == torch.float64 else torch.int32)
+        integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+        tensor = tensor.view(integers[tensor.itemsize])
     return tensor.clone()
 
 

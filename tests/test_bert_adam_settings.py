@@ -44,13 +44,22 @@ BAD: list[tuple[str, Any]] = [
     ("clip", "norm"),
     ("clip", None),
     ("on_nonfinite", "ignore"),
-    ("master_weights", "fp32"),
-    ("stochastic_rounding", True),
+    ("master_weights", "fp16"),
+    ("master_weights", True),
+    ("stochastic_rounding", "yes"),
+    ("stochastic_rounding", None),
+    ("rounding_seed", -1),
+    ("rounding_seed", 2**64),
+    ("rounding_seed", 1.0),
+    ("rounding_seed", True),
     ("capturable", True),
 ]
 PER_OPTIMIZER = [
     ("clip", "global"),
     ("on_nonfinite", "skip"),
+    ("master_weights", "fp32"),
+    ("stochastic_rounding", True),
+    ("rounding_seed", 1),
 ]
 
 

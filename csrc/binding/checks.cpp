@@ -51,13 +51,12 @@ const char* dtype_name(at::ScalarType type) {
   }
 }
 
-std::string supported_rows() {
-  std::string rows;
-#define BERTADAM_NAME_ROW(row, param, grad, state) \
-  rows += std::string(rows.empty() ? "" : "; ") + param " parameters with " grad " gradients and " state " state";
-  BERTADAM_FOR_EACH_TYPE_ROW(BERTADAM_NAME_ROW)
-#undef BERTADAM_NAME_ROW
-  return rows;
+std::string supported_dtypes() {
+  std::string names;
+#define BERTADAM_NAME(type, Grad, name) names += std::string(names.empty() ? "" : ", ") + name;
+  BERTADAM_FOR_EACH_GRAD(BERTADAM_NAME)
+#undef BERTADAM_NAME
+  return "supported are parameters of " + names + ", each with gradients of any of these";
 }
 
 // Whether all elements lie inside the storage, for a tensor without gaps. A freed or shrunk storage has no address
@@ -70,7 +69,8 @@ bool has_memory(const at::Tensor& tensor) {
 
 }  // namespace
 
-void check_param(const at::Tensor& param, const std::string& where, const std::string& name) {
+ParamStorage check_param(const at::Tensor& param, const StorageSettings& settings, const std::string& where,
+                         const std::string& name) {
   if (param.layout() != at::kStrided) {
     throw py::type_error(text(where, ": ", name, " has layout ", param.layout(),
                               ", expected a dense tensor; convert it with .to_dense()"));
@@ -83,9 +83,10 @@ void check_param(const at::Tensor& param, const std::string& where, const std::s
   if (!param.is_cpu() && !param.is_cuda()) {
     throw std::runtime_error(text(where, ": ", name, " is on device ", param.device(), ", expected cpu or cuda"));
   }
-  if (param.scalar_type() != at::kFloat) {
-    throw py::type_error(text(where, ": ", name, " has dtype ", dtype_name(param.scalar_type()), "; supported are ",
-                              supported_rows(), "; cast the parameter, for example with module.float()"));
+  const std::optional<ParamStorage> storage = storage_of(param.scalar_type(), settings, text(where, ": ", name));
+  if (!storage) {
+    throw py::type_error(text(where, ": ", name, " has dtype ", dtype_name(param.scalar_type()), "; ",
+                              supported_dtypes(), "; cast the parameter, for example with module.float()"));
   }
   if (!param.is_non_overlapping_and_dense()) {
     throw py::value_error(
@@ -103,9 +104,10 @@ void check_param(const at::Tensor& param, const std::string& where, const std::s
         text(where, ": ", name, " has ", param.numel(), " elements and a storage of ", param.storage().nbytes(),
              " bytes; its storage was freed or resized (a sharded module outside of its forward and backward?)"));
   }
+  return *storage;
 }
 
-void check_grad(const at::Tensor& grad, const at::Tensor& param, const std::string& where, const std::string& name) {
+DType check_grad(const at::Tensor& grad, const at::Tensor& param, const std::string& where, const std::string& name) {
   if (grad.layout() != at::kStrided) {
     throw std::runtime_error(text(
         where, ": the gradient of ", name, " is sparse (layout ", grad.layout(),
@@ -115,9 +117,10 @@ void check_grad(const at::Tensor& grad, const at::Tensor& param, const std::stri
     throw std::runtime_error(text(where, ": the gradient of ", name, " is on ", grad.device(), ", expected ",
                                   param.device(), " as the parameter; move the gradient"));
   }
-  if (grad.scalar_type() != param.scalar_type()) {
-    throw py::type_error(text(where, ": the gradient of ", name, " has dtype ", dtype_name(grad.scalar_type()),
-                              "; supported are ", supported_rows(), "; cast the gradient"));
+  const std::optional<DType> type = grad_type_of(grad.scalar_type());
+  if (!type) {
+    throw py::type_error(text(where, ": the gradient of ", name, " has dtype ", dtype_name(grad.scalar_type()), "; ",
+                              supported_dtypes(), "; cast the gradient"));
   }
   if (grad.sizes() != param.sizes()) {
     throw py::value_error(text(where, ": the gradient of ", name, " has shape ", grad.sizes(), ", expected ",
@@ -128,19 +131,29 @@ void check_grad(const at::Tensor& grad, const at::Tensor& param, const std::stri
                                   " elements and a storage of ", grad.storage().nbytes(),
                                   " bytes; its storage was freed or resized"));
   }
+  return *type;
 }
 
-void check_state(const at::Tensor& state, const at::Tensor& param, const char* key, const std::string& where,
-                 const std::string& name) {
+void check_backend(const at::Tensor& param, DType grad, const std::string& where, const std::string& name) {
+  if (!param.is_cuda() || (param.scalar_type() == at::kFloat && grad == DType::kFloat32)) return;
+  throw py::type_error(text(where, ": ", name, " has dtype ", dtype_name(param.scalar_type()), " on ", param.device(),
+                            grad == DType::kFloat32 ? "" : " and a gradient of 16 bits",
+                            "; CUDA devices support float32 parameters with float32 gradients so far: cast them, or "
+                            "train on the CPU"));
+}
+
+void check_state(const at::Tensor& state, const StateOf& of, const std::string& where, const std::string& name) {
+  const auto& [param, key, dtype] = of;
   if (state.device() != param.device()) {
     throw std::runtime_error(
         text(where, ": ", name, ": state '", key, "' is on ", state.device(), ", expected ", param.device(),
              " as the parameter; move the state, or load it with load_state_dict after moving the module"));
   }
-  if (state.layout() != at::kStrided || state.scalar_type() != at::kFloat) {
+  if (state.layout() != at::kStrided || state.dtype() != dtype) {
     throw py::type_error(text(where, ": ", name, ": state '", key, "' has dtype ", dtype_name(state.scalar_type()),
-                              " and layout ", state.layout(),
-                              ", expected dense float32; load states with load_state_dict, which keeps them float32"));
+                              " and layout ", state.layout(), ", expected dense ",
+                              dtype_name(c10::typeMetaToScalarType(dtype)),
+                              "; load states with load_state_dict, which keeps their dtypes"));
   }
   if (state.sizes() != param.sizes()) {
     throw py::value_error(

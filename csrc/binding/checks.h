@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "binding/param_storage.h"
+
 namespace bertadam::binding {
 
 // Memory that a step writes, and whose it is.
@@ -17,14 +19,23 @@ struct Interval {
   const char* role;
 };
 
-// `where`: the optimizer's name; `name`: the parameter's.
-void check_param(const at::Tensor& param, const std::string& where, const std::string& name);
+// `where`: the optimizer's name; `name`: the parameter's. Returns how it is stored.
+ParamStorage check_param(const at::Tensor& param, const StorageSettings& settings, const std::string& where,
+                         const std::string& name);
 
-void check_grad(const at::Tensor& grad, const at::Tensor& param, const std::string& where, const std::string& name);
+// Returns its type.
+DType check_grad(const at::Tensor& grad, const at::Tensor& param, const std::string& where, const std::string& name);
 
-// `key`: of the state dict. The state must lie in memory as the parameter does.
-void check_state(const at::Tensor& state, const at::Tensor& param, const char* key, const std::string& where,
-                 const std::string& name);
+// A value of the state dict, under `key`. It must lie in memory as the parameter does.
+struct StateOf {
+  const at::Tensor& param;
+  const char* key;
+  caffe2::TypeMeta dtype;  // that it must have
+};
+void check_state(const at::Tensor& state, const StateOf& of, const std::string& where, const std::string& name);
+
+// The kernels for CUDA devices know float32 alone so far.
+void check_backend(const at::Tensor& param, DType grad, const std::string& where, const std::string& name);
 
 // A counter of the state: 0-dim float32 on the parameter's device.
 void check_counter(const at::Tensor& counter, const at::Tensor& param, const char* key, const std::string& where,

@@ -186,6 +186,7 @@ StepArgs Execution::step_args(const Workspace& workspace) const {
   args.has_norms = plan_.has_norms;
   args.wait_for_all = plan_.waits_for_all;
   args.skip_if_all_zero = null_step_;
+  args.rounding_seed = rounding_seed;
   args.workspace = workspace;
   args.statistics = {norms_.mutable_data_ptr<double>(), total_norm_.mutable_data_ptr<double>(),
                      clip_coefficients_.mutable_data_ptr<float>(), n_skipped_.mutable_data_ptr<int64_t>()};

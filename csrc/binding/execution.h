@@ -37,6 +37,8 @@ class Execution {
 
   void configure(ExecutionSettings settings);
 
+  uint64_t rounding_seed = 0;
+
   // Filled by the caller: groups when their settings change, rows and gradients at every step.
   GroupScalars* groups() { return groups_.data(); }
   TensorRow* rows() { return rows_.data(); }

@@ -3,10 +3,12 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
+#include <array>
 #include <vector>
 
 #include "core/dtypes.h"
 #include "core/norm_tree.h"
+#include "core/philox.h"
 #include "core/plan.h"
 #include "core/rules/clip.h"
 #include "core/scalars.h"
@@ -79,6 +81,21 @@ at::Tensor decode(const at::Tensor& bits) {
   return values;
 }
 
+const char* dtype_name(float) { return "float32"; }
+const char* dtype_name(BFloat16) { return "bfloat16"; }
+const char* dtype_name(Float16) { return "float16"; }
+
+py::object master_weights_of(NoMaster) { return py::none(); }
+py::object master_weights_of(float) { return py::str("fp32"); }
+py::object master_weights_of(int16_t) { return py::str("remainder"); }
+
+// Dtypes of parameter and gradient, and the settings that make this row of them.
+template <class Storage, class Grad>
+py::tuple type_row() {
+  return py::make_tuple(dtype_name(typename Storage::Param{}), dtype_name(Grad{}),
+                        master_weights_of(typename Storage::Master{}), Storage::kIsRandom);
+}
+
 }  // namespace
 
 void bind_inspection(py::module& m) {
@@ -98,8 +115,12 @@ void bind_inspection(py::module& m) {
   m.def("decode_bfloat16", &decode<BFloat16>);
   m.def("decode_float16", &decode<Float16>);
   m.attr("leaf_elements") = kLeafElements;
+  m.def("philox4x32", [](const std::array<uint32_t, 4>& counter, const std::array<uint32_t, 2>& key) {
+    const PhiloxWords words = philox4x32({{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
+    return py::make_tuple(words.x[0], words.x[1], words.x[2], words.x[3]);
+  });
   py::list rows;
-#define BERTADAM_LIST_ROW(row, param, grad, state) rows.append(py::make_tuple(param, grad, state));
+#define BERTADAM_LIST_ROW(kind, Storage, type, Grad) rows.append(type_row<Storage, Grad>());
   BERTADAM_FOR_EACH_TYPE_ROW(BERTADAM_LIST_ROW)
 #undef BERTADAM_LIST_ROW
   m.attr("type_rows") = rows;

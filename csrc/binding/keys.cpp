@@ -17,6 +17,8 @@ const Keys& keys() {
                                                interned("step"),
                                                interned("schedule_start"),
                                                interned("bias_correction_start"),
+                                               interned("master_param"),
+                                               interned("param_remainder"),
                                                {interned(Adam::kStateNames[0]), interned(Adam::kStateNames[1])}};
   return *instance;
 }

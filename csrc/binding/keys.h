@@ -11,7 +11,7 @@
 namespace bertadam::binding {
 
 struct Keys {
-  pybind11::str params, param_names, lr, step, schedule_start, bias_correction_start;
+  pybind11::str params, param_names, lr, step, schedule_start, bias_correction_start, master_param, param_remainder;
   pybind11::str states[Adam::kNumStates];
 };
 

@@ -72,8 +72,15 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("is_observed", &at::hasCallbacks, "Whether a profiler, or anything else, is told of what torch runs.");
 
   py::class_<StepPlan>(m, "StepPlan", traversed<StepPlan>())
-      .def(py::init<std::string, py::list, py::dict, at::Device, at::Tensor>(), py::arg("where"),
-           py::arg("param_groups"), py::arg("state"), py::arg("device"), py::arg("n_skipped"))
+      .def(py::init([](std::string where, py::list param_groups, py::dict state, at::Device device,
+                       at::Tensor n_skipped, const std::optional<std::string>& master_weights, bool stochastic_rounding,
+                       uint64_t rounding_seed) {
+             return std::make_unique<StepPlan>(
+                 std::move(where), std::move(param_groups), std::move(state), device, std::move(n_skipped),
+                 StorageSettings{master_kind_of(master_weights), stochastic_rounding, rounding_seed});
+           }),
+           py::arg("where"), py::arg("param_groups"), py::arg("state"), py::arg("device"), py::arg("n_skipped"),
+           py::kw_only(), py::arg("master_weights"), py::arg("stochastic_rounding"), py::arg("rounding_seed"))
       .def(
           "set_group",
           [](StepPlan& plan, size_t index, double lr, double beta1, double beta2, double eps, double weight_decay,

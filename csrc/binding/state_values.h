@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "binding/param_storage.h"
 #include "core/step_args.h"
 
 namespace bertadam::binding {
@@ -13,6 +14,8 @@ namespace bertadam::binding {
 struct StateValues {
   PyObject* step = nullptr;
   PyObject* states[kMaxStates] = {};
+  PyObject* master_param = nullptr;
+  PyObject* param_remainder = nullptr;
   PyObject* schedule_start = nullptr;
   PyObject* bias_correction_start = nullptr;
 };
@@ -22,7 +25,13 @@ enum class Found { kNothing, kTensors, kOther };
 // Reads `values` unless there is nothing. kTensors: all that a step needs is there, and each a tensor.
 Found read_values(PyObject* state, StateValues& values);
 
-// Says what is wrong where kOther was found; `whose` begins the message.
-[[noreturn]] void refuse_values(PyObject* state, const std::string& whose);
+// The value of a master's key; null for kNone.
+PyObject* master_of(const StateValues& values, MasterKind kind);
+
+// Whether the state has the master that `kind` says and no other.
+bool has_master_of(const StateValues& values, MasterKind kind);
+
+// Says what is wrong with a state that is not of kTensors, or has not the master of `kind`; `whose` begins the message.
+[[noreturn]] void refuse_values(PyObject* state, MasterKind kind, const std::string& whose);
 
 }  // namespace bertadam::binding

@@ -1,7 +1,5 @@
 #include "binding/step_plan.h"
 
-#include <ATen/core/grad_mode.h>
-#include <ATen/ops/empty_strided.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/autograd/variable.h>
 
@@ -23,9 +21,11 @@ const at::Tensor* grad_of(const c10::TensorImpl& tensor) {
 
 }  // namespace
 
-StepPlan::StepPlan(std::string where, py::list param_groups, py::dict state, at::Device device, at::Tensor n_skipped)
+StepPlan::StepPlan(std::string where, py::list param_groups, py::dict state, at::Device device, at::Tensor n_skipped,
+                   StorageSettings storage)
     : where_(std::move(where)),
       device_(device),
+      storage_(storage),
       ordinary_(device),
       state_(std::move(state)),
       n_groups_(param_groups.size()) {
@@ -43,17 +43,21 @@ StepPlan::StepPlan(std::string where, py::list param_groups, py::dict state, at:
       const at::Tensor param = THPVariable_Unpack(object.ptr());
       if (param.device() != device_) continue;
       names_.push_back(param_name(param_groups[g], g, i));
-      check_param(param, where_, names_.back());
+      const ParamStorage stored = check_param(param, storage_, where_, names_.back());
+      const DType grad = *grad_type_of(param.scalar_type());
+      check_backend(param, grad, where_, names_.back());
       const auto* const begin = static_cast<const char*>(param.const_data_ptr());
       if (param.numel() > 0)
         memory.push_back({begin, begin + param.nbytes(), static_cast<uint32_t>(entries_.size()), "the memory"});
-      entries_.push_back({object.ptr(), Layout(param)});
+      const auto ordinal = static_cast<uint32_t>(all_params_.size() - 1);
+      entries_.push_back({object.ptr(), ordinal, Layout(param), stored, stored.param, types_code(stored.kind, grad)});
       n_elements.push_back(param.numel());
       group.push_back(static_cast<uint32_t>(g));
     }
   }
   check_disjoint(memory, where_, names_);
   execution = std::make_unique<Execution>(where_, device_, n_elements, group, n_groups_, std::move(n_skipped));
+  execution->rounding_seed = storage_.rounding_seed;
   group_tables_.resize(2 * n_groups_);
   written_.resize(entries_.size());
 }
@@ -137,13 +141,16 @@ void StepPlan::find_states() {
   for (Entry& entry : entries_) {
     const auto state = state_of.find(entry.param);
     entry.found = state == state_of.end() ? Found::kNothing : read_values(state->second, entry.values);
+    if (entry.found == Found::kTensors && !has_master_of(entry.values, entry.storage.master_kind))
+      entry.found = Found::kOther;
+    entry.master = master_of(entry.values, entry.storage.master_kind);
   }
 }
 
 bool StepPlan::read_entry(Entry& entry, const Ordinary& ordinary, TensorRow& row, const void*& data, Written& written) {
   const at::Tensor& param = THPVariable_Unpack(entry.param);
   const c10::TensorImpl& impl = *param.unsafeGetTensorImpl();
-  void* memory = ordinary.to_write(impl, entry.layout);
+  void* memory = ordinary.to_write(impl, entry.layout, entry.storage.param);
   if (C10_UNLIKELY(memory == nullptr) && !checked_param(entry, memory)) return false;
   const at::Tensor* const grad = grad_of(impl);
   if (C10_UNLIKELY(entry.found != Found::kTensors)) look_closer(entry, grad);
@@ -152,8 +159,10 @@ bool StepPlan::read_entry(Entry& entry, const Ordinary& ordinary, TensorRow& row
     data = nullptr;
     return true;
   }
-  data = ordinary.to_read(*grad->unsafeGetTensorImpl(), entry.layout);
+  data = ordinary.to_read(*grad->unsafeGetTensorImpl(), entry.layout, entry.grad);
   if (C10_UNLIKELY(data == nullptr)) data = checked_grad(*grad, entry);
+  row.types = entry.types;
+  row.ordinal = entry.ordinal;
   point(row.param, memory);
   written.entry = &entry;
   written.versions[0] = version_of(impl);
@@ -161,40 +170,15 @@ bool StepPlan::read_entry(Entry& entry, const Ordinary& ordinary, TensorRow& row
   return true;
 }
 
-bool StepPlan::checked_param(const Entry& entry, void*& memory) const {
-  const at::Tensor& param = THPVariable_Unpack(entry.param);
-  if (param.device() != device_ || !entry.layout.matches(param.sizes(), param.strides())) return false;
-  check_param(param, where_, name_of(entry));
-  memory = param.mutable_data_ptr();
-  return true;
-}
-
-void StepPlan::look_closer(const Entry& entry, const at::Tensor* grad) {
-  if (entry.found == Found::kNothing && (grad != nullptr || THPVariable_Unpack(entry.param).requires_grad()))
-    missing_.push_back(index_of(entry));
-  if (entry.found == Found::kOther && grad != nullptr)
-    refuse_values(py::object(state_[py::handle(entry.param)]).ptr(), where_ + ": " + name_of(entry) + ": ");
-}
-
-const void* StepPlan::checked_grad(const at::Tensor& grad, const Entry& entry) {
-  const at::Tensor& param = THPVariable_Unpack(entry.param);
-  check_grad(grad, param, where_, name_of(entry));
-  // An empty gradient has no address, and a null one would mean that there is none.
-  if (param.numel() == 0) return this;
-  if (same_layout(grad, param)) return grad.const_data_ptr();
-  const at::NoGradGuard no_grad;  // a gradient may have a graph of its own
-  converted_grads_.push_back(at::empty_strided(param.sizes(), param.strides(), param.options()).copy_(grad));
-  return converted_grads_.back().const_data_ptr();
-}
-
 inline void StepPlan::read_state(Entry& entry, const Ordinary& ordinary, TensorRow& row, Written& written) {
   const StateValues& values = entry.values;
   for (int k = 0; k < Adam::kNumStates; ++k) {
     const c10::TensorImpl& state = *THPVariable_Unpack(values.states[k]).unsafeGetTensorImpl();
-    void* const memory = ordinary.to_write(state, entry.layout);
+    void* const memory = ordinary.state(state, entry.layout);
     point(row.states[k], C10_LIKELY(memory != nullptr) ? memory : checked_state(entry, k));
     written.versions[2 + k] = version_of(state);
   }
+  read_master(entry, ordinary, row, written);
   const c10::TensorImpl& step = *THPVariable_Unpack(values.step).unsafeGetTensorImpl();
   float* const memory = ordinary.counter(step);
   point(row.step, C10_LIKELY(memory != nullptr) ? memory : checked_counter(entry, values.step, "step"));
@@ -210,16 +194,13 @@ inline void StepPlan::read_state(Entry& entry, const Ordinary& ordinary, TensorR
     row.bias_correction_start = checked_counter(entry, values.bias_correction_start, "bias_correction_start");
 }
 
-void* StepPlan::checked_state(const Entry& entry, int k) const {
-  const at::Tensor& state = THPVariable_Unpack(entry.values.states[k]);
-  check_state(state, THPVariable_Unpack(entry.param), Adam::kStateNames[k], where_, name_of(entry));
-  return state.mutable_data_ptr();
-}
-
-float* StepPlan::checked_counter(const Entry& entry, PyObject* value, const char* key) const {
-  const at::Tensor& counter = THPVariable_Unpack(value);
-  check_counter(counter, THPVariable_Unpack(entry.param), key, where_, name_of(entry));
-  return static_cast<float*>(counter.mutable_data_ptr());
+inline void StepPlan::read_master(const Entry& entry, const Ordinary& ordinary, TensorRow& row, Written& written) {
+  written.master_version = nullptr;
+  if (C10_LIKELY(entry.master == nullptr)) return point(row.master, static_cast<void*>(nullptr));
+  const c10::TensorImpl& master = *THPVariable_Unpack(entry.master).unsafeGetTensorImpl();
+  void* const memory = ordinary.to_write(master, entry.layout, entry.storage.master);
+  point(row.master, C10_LIKELY(memory != nullptr) ? memory : checked_master(entry));
+  written.master_version = version_of(master);
 }
 
 inline bool StepPlan::knows_counter(const Entry& entry) {
@@ -238,8 +219,9 @@ void StepPlan::keep_memory(const Entry& entry) {
   const at::Tensor& param = THPVariable_Unpack(entry.param);
   kept_.push_back(param.storage());
   kept_.push_back(param.grad().storage());
-  for (PyObject* const value : {entry.values.states[0], entry.values.states[1], entry.values.step,
-                                entry.values.schedule_start, entry.values.bias_correction_start}) {
+  const StateValues& values = entry.values;
+  for (PyObject* const value : {values.states[0], values.states[1], values.step, values.schedule_start,
+                                values.bias_correction_start, values.master_param, values.param_remainder}) {
     if (value != nullptr) kept_.push_back(THPVariable_Unpack(value).storage());
   }
 }
@@ -262,30 +244,13 @@ void StepPlan::prepare() {
   execution->prepare();
 }
 
-void StepPlan::check_overlaps() {
-  if (!memory_moved_) return;
-  std::vector<Interval> memory;
-  const auto add = [&memory](const void* pointer, int64_t bytes, size_t owner, const char* role) {
-    const auto* const begin = static_cast<const char*>(pointer);
-    if (bytes > 0) memory.push_back({begin, begin + bytes, static_cast<uint32_t>(owner), role});
-  };
-  for (size_t i = 0; i < entries_.size(); ++i) {
-    const TensorRow& row = execution->rows()[i];
-    if (execution->grads()[i] == nullptr) continue;
-    const auto bytes = static_cast<int64_t>(THPVariable_Unpack(entries_[i].param).nbytes());
-    add(row.param, bytes, i, "the memory");
-    for (int k = 0; k < Adam::kNumStates; ++k) add(row.states[k], bytes, i, Adam::kStateNames[k]);
-    add(row.step, sizeof(float), i, "step");
-  }
-  check_disjoint(memory, where_, names_);
-  memory_moved_ = false;
-}
-
 void StepPlan::run() {
   // First, since the tensors may go once the GIL is released. A launch is over before anybody else runs. Views share
   // their counter, hence two loops.
   for (size_t i = 0; i < n_stepped_; ++i)
     for (std::atomic<uint32_t>* const version : written_[i].versions) bump(version);
+  for (size_t i = 0; i < n_stepped_; ++i)
+    if (written_[i].master_version != nullptr) bump(written_[i].master_version);
   for (size_t i = 0; i < n_stepped_; ++i) written_[i].entry->step_version = *written_[i].versions[1];
   if (device_.is_cpu()) {
     for (size_t i = 0; i < n_stepped_; ++i) keep_memory(*written_[i].entry);

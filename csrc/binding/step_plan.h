@@ -15,6 +15,7 @@
 #include "binding/execution.h"
 #include "binding/group_settings.h"
 #include "binding/ordinary.h"
+#include "binding/param_storage.h"
 #include "binding/state_values.h"
 
 namespace bertadam::binding {
@@ -23,7 +24,7 @@ class StepPlan {
  public:
   // `n_skipped`: 0-dim int64 on the device, counted up by the steps.
   StepPlan(std::string where, pybind11::list param_groups, pybind11::dict state, at::Device device,
-           at::Tensor n_skipped);
+           at::Tensor n_skipped, StorageSettings storage);
 
   // Settings, of which `configure` comes last: it ends counters_changed().
   void set_group(size_t index, const GroupSettings& settings, at::Tensor multipliers,
@@ -57,25 +58,32 @@ class StepPlan {
 
  private:
   struct Entry {
-    PyObject* param;  // `all_params_` holds it; its tensor may change
+    PyObject* param;   // `all_params_` holds it; its tensor may change
+    uint32_t ordinal;  // there
     Layout layout;
+    ParamStorage storage;
+    ElementType grad;  // of the last step's gradient, and what both make of the row
+    uint32_t types;
     Found found = Found::kNothing;  // in the state dict
     StateValues values;             // valid while nobody writes the dicts
+    PyObject* master = nullptr;     // among them, of the kind that is wanted
     pybind11::object step;          // held, so that another counter cannot have its address
     const c10::TensorImpl* step_impl = nullptr;
     uint32_t step_version = 0;  // that the last step left the counter with
   };
 
-  // What a step writes of an entry: the versions of parameter, step and states.
+  // What a step writes of an entry: the versions of parameter, step and states, and of the master.
   struct Written {
     Entry* entry;
     std::atomic<uint32_t>* versions[2 + kMaxStates];
+    std::atomic<uint32_t>* master_version;  // null: no master
   };
 
   void find_states();
   bool read_entries();
   bool read_entry(Entry& entry, const Ordinary& ordinary, TensorRow& row, const void*& grad, Written& written);
   void read_state(Entry& entry, const Ordinary& ordinary, TensorRow& row, Written& written);
+  void read_master(const Entry& entry, const Ordinary& ordinary, TensorRow& row, Written& written);
   template <class Pointer>
   void point(Pointer& of_row, Pointer memory);
   static bool knows_counter(const Entry& entry);
@@ -85,8 +93,9 @@ class StepPlan {
   const std::string& name_of(const Entry& entry) const { return names_[index_of(entry)]; }
   C10_NOINLINE bool checked_param(const Entry& entry, void*& memory) const;
   C10_NOINLINE void look_closer(const Entry& entry, const at::Tensor* grad);
-  C10_NOINLINE const void* checked_grad(const at::Tensor& grad, const Entry& entry);
+  C10_NOINLINE const void* checked_grad(const at::Tensor& grad, Entry& entry);
   C10_NOINLINE void* checked_state(const Entry& entry, int k) const;
+  C10_NOINLINE void* checked_master(const Entry& entry) const;
   C10_NOINLINE float* checked_counter(const Entry& entry, PyObject* value, const char* key) const;
   C10_NOINLINE static void remember_counter(Entry& entry);
   void keep_memory(const Entry& entry);
@@ -94,6 +103,7 @@ class StepPlan {
 
   const std::string where_;
   const at::Device device_;
+  const StorageSettings storage_;
   const Ordinary ordinary_;
   pybind11::dict state_;
   DictWatch states_{DictKind::kStates};       // `state_` and the dicts in it

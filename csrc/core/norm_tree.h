@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "core/dtypes.h"
 #include "core/portable.h"
 
 namespace bertadam {
@@ -55,15 +56,16 @@ BERTADAM_HD double square(float x) { return static_cast<double>(x) * static_cast
 
 // One leaf on the host; `n` <= kLeafElements. Row by row: column by column reads eight streams at once, which took
 // 0.55 ns per element from memory where this takes 0.45 (one core of a Xeon with AVX-512, 2026-11).
-BERTADAM_HD double leaf_sum(const float* grad, int64_t n) {
+template <class Grad>
+BERTADAM_HD double leaf_sum(const Grad* grad, int64_t n) {
   double sums[kLeafAccumulators];
   for (int j = 0; j < kLeafAccumulators; ++j) sums[j] = 0.0;
   if (n == kLeafElements) {
     for (int row = 0; row < kLeafRows; ++row) {
-      for (int j = 0; j < kLeafAccumulators; ++j) sums[j] += square(grad[row * kLeafAccumulators + j]);
+      for (int j = 0; j < kLeafAccumulators; ++j) sums[j] += square(to_float(grad[row * kLeafAccumulators + j]));
     }
   } else {
-    for (int64_t i = 0; i < n; ++i) sums[i % kLeafAccumulators] += square(grad[i]);
+    for (int64_t i = 0; i < n; ++i) sums[i % kLeafAccumulators] += square(to_float(grad[i]));
   }
   for (int half = kLeafAccumulators / 2; half > 0; half /= 2) {
     for (int j = 0; j < half; ++j) sums[j] += sums[j + half];

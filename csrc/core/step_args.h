@@ -5,20 +5,26 @@
 
 #include "core/dtypes.h"
 #include "core/plan.h"
+#include "core/random_bits.h"
 #include "core/scalars.h"
 
 namespace bertadam {
 
 constexpr int kMaxStates = 2;
 
-// One tensor's memory but for its gradient, which may be elsewhere at every step.
+// One tensor's memory but for its gradient, which may be elsewhere at every step. Tables of rows are compared as bytes:
+// nothing in between is left unsaid.
 struct TensorRow {
   void* param;
+  void* master;  // null: none
   void* states[kMaxStates];
   float* step;
   const float* schedule_start;         // null: 0
   const float* bias_correction_start;  // null: 0
+  uint32_t types;                      // see types_code
+  uint32_t ordinal;                    // among the parameters of all groups and devices
 };
+static_assert(sizeof(TensorRow) == (5 + kMaxStates) * sizeof(void*) + 2 * sizeof(uint32_t), "no padding");
 
 // Scratch of one (device, stream). Counters and arrivals start at zero, and every step leaves them so (but for the
 // epoch, which it advances); the rest may hold anything, since what a step reads carries its epoch or was counted.
@@ -60,6 +66,7 @@ struct StepArgs {
   bool clip_by_total_norm;  // else by the tensor's own
   bool skip_nonfinite;
   bool skip_if_all_zero;  // a step with every learning rate 0: with every gradient 0 as well, it does not count
+  uint64_t rounding_seed;
   Workspace workspace;
   Statistics statistics;
 
@@ -82,6 +89,11 @@ BERTADAM_HD uint32_t payload(uint64_t word) { return static_cast<uint32_t>(word)
 BERTADAM_HD TensorScalars tensor_scalars(const GroupScalars& group, const TensorRow& row, float clip_coefficient) {
   return tensor_scalars(group, clip_coefficient, *row.step, row.schedule_start ? *row.schedule_start : 0.0f,
                         row.bias_correction_start ? *row.bias_correction_start : 0.0f);
+}
+
+// What a stochastic store draws in this update.
+BERTADAM_HD RandomBits random_bits(const StepArgs& args, const TensorRow& row) {
+  return {args.rounding_seed, row.ordinal, static_cast<uint32_t>(*row.step)};
 }
 
 }  // namespace bertadam

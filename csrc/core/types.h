@@ -1,21 +1,60 @@
-// The one list of supported (parameter, gradient, state) storage types. It drives the kernel instances, the
-// dispatch, the error texts and the tests: to support a row, add it here and instantiate it in cuda/instances.
+// The one list of what a step can update: parameters by their storage, each with gradients of any of three types, and
+// states of float. It drives the instances, the dispatch, the error texts and the tests: to support a row, add it here.
 #pragma once
 
+#include <cstdint>
+
 #include "core/dtypes.h"
+#include "core/storage.h"
 
 namespace bertadam {
 
-template <class ParamT, class GradT, class StateT>
-struct TypeRow {
-  using Param = ParamT;
-  using Grad = GradT;
-  using State = StateT;
+// The storages of the list below.
+enum class StorageKind : uint32_t {
+  kFloat32,
+  kBFloat16,
+  kFloat16,
+  kBFloat16Master,
+  kFloat16Master,
+  kBFloat16Remainder,
+  kBFloat16Stochastic
 };
 
-using Float32Row = TypeRow<float, float, float>;
+// What a tensor's row carries: storage and gradient type in one number. Zero is float and float.
+constexpr uint32_t kGradTypes = 3;
+constexpr uint32_t types_code(StorageKind storage, DType grad) {
+  return static_cast<uint32_t>(storage) * kGradTypes + static_cast<uint32_t>(grad);
+}
+BERTADAM_HD DType grad_type(uint32_t code) { return static_cast<DType>(code % kGradTypes); }
 
-// X(row, parameter dtype, gradient dtype, state dtype), dtypes by torch's names.
-#define BERTADAM_FOR_EACH_TYPE_ROW(X) X(Float32Row, "float32", "float32", "float32")
+template <class StorageT, class GradT>
+struct TypeRow {
+  using Storage = StorageT;
+  using Param = typename StorageT::Param;
+  using Grad = GradT;
+  using State = float;
+};
+
+using Float32Row = TypeRow<Plain<float>, float>;
+
+// X(enumerator of DType, type, dtype by torch's name).
+#define BERTADAM_FOR_EACH_GRAD(X)    \
+  X(kFloat32, float, "float32")      \
+  X(kBFloat16, BFloat16, "bfloat16") \
+  X(kFloat16, Float16, "float16")
+
+// X(enumerator of StorageKind, storage, enumerator of the gradient's DType, its type).
+#define BERTADAM_WITH_EACH_GRAD(X, kind, storage) \
+  X(kind, storage, kFloat32, float)               \
+  X(kind, storage, kBFloat16, BFloat16)           \
+  X(kind, storage, kFloat16, Float16)
+#define BERTADAM_FOR_EACH_TYPE_ROW(X)                               \
+  BERTADAM_WITH_EACH_GRAD(X, kFloat32, Plain<float>)                \
+  BERTADAM_WITH_EACH_GRAD(X, kBFloat16, Plain<BFloat16>)            \
+  BERTADAM_WITH_EACH_GRAD(X, kFloat16, Plain<Float16>)              \
+  BERTADAM_WITH_EACH_GRAD(X, kBFloat16Master, WithMaster<BFloat16>) \
+  BERTADAM_WITH_EACH_GRAD(X, kFloat16Master, WithMaster<Float16>)   \
+  BERTADAM_WITH_EACH_GRAD(X, kBFloat16Remainder, WithRemainder)     \
+  BERTADAM_WITH_EACH_GRAD(X, kBFloat16Stochastic, Stochastic)
 
 }  // namespace bertadam

@@ -7,10 +7,9 @@
 
 #include "core/rules/adam.h"
 #include "core/rules/clip.h"
-#include "core/rules/descent.h"
-#include "core/rules/math.h"
 #include "core/step_args.h"
 #include "core/types.h"
+#include "cpu/elements.h"
 #include "cpu/worker.h"
 
 namespace bertadam::cpu::BERTADAM_ISA {
@@ -49,30 +48,6 @@ BERTADAM_HD void prefetch_leaf(const Grad* leaf) {
   constexpr int kSecondCache = 2;
   for (int i = 0; i < kLeafElements; i += kLineElements) __builtin_prefetch(leaf + i, 0, kSecondCache);
 }
-
-// A part of everything that belongs to a tensor's elements.
-template <class Rule, class Types>
-struct Arrays {
-  const typename Types::Grad* grad;
-  typename Types::Param* param;
-  typename Types::State* states[Rule::kNumStates];
-
-  BERTADAM_HD void prefetch(int64_t i) const {
-    __builtin_prefetch(grad + i);
-    __builtin_prefetch(param + i);
-    for (int k = 0; k < Rule::kNumStates; ++k) __builtin_prefetch(states[k] + i);
-  }
-
-  BERTADAM_HD void update(const GroupScalars& group, const TensorScalars& scalars, int64_t i) const {
-    float values[Rule::kNumStates];
-    for (int k = 0; k < Rule::kNumStates; ++k) values[k] = to_float(states[k][i]);
-    const float p = to_float(param[i]);
-    const IeeeMath math;
-    const float direction = Rule::update(math, group, scalars, to_float(grad[i]), p, values);
-    for (int k = 0; k < Rule::kNumStates; ++k) states[k][i] = from_float<typename Types::State>(values[k]);
-    param[i] = from_float<typename Types::Param>(descend(p, scalars.lr, direction));
-  }
-};
 
 struct Step {
   const StepArgs& args;
@@ -154,38 +129,41 @@ struct Step {
     if (climbs_to_root({tensor.first_node, item.part(), tensor.n_chunks}, sum)) finish_norm(item.tensor, true, sum);
   }
 
-  template <class Rule, class Types>
-  void update(const WorkItem& item) const {
+  // Apart, for each type: together they would share the registers of one function.
+  template <class Rule, class Storage, class Grad>
+  __attribute__((noinline)) void update(const WorkItem& item, float coefficient) const {
     const PlanTensor& tensor = args.tensors[item.tensor];
-    const void* const grad = args.grads[item.tensor];
-    if (grad == nullptr) return;
-    const float coefficient = wait_for_coefficient(item.tensor);
-    if (coefficient < 0.0f) return;
     const TensorRow& row = args.rows[item.tensor];
     const GroupScalars group = args.groups[tensor.group];
     const TensorScalars scalars = tensor_scalars(group, row, coefficient);
     const int64_t begin = static_cast<int64_t>(item.part()) * kPartElements;
     const int64_t n = std::min<int64_t>(kPartElements, tensor.n_elements - begin);
-    Arrays<Rule, Types> arrays{static_cast<const typename Types::Grad*>(grad) + begin,
-                               static_cast<typename Types::Param*>(row.param) + begin,
-                               {}};
-    for (int k = 0; k < Rule::kNumStates; ++k) {
-      arrays.states[k] = static_cast<typename Types::State*>(row.states[k]) + begin;
-    }
-    update_elements(group, scalars, arrays, n);
+    const Elements<Rule, Storage, Grad> elements(row, args.grads[item.tensor], begin);
+    update_elements(group, scalars, elements, RandomBitsAhead<Storage>(random_bits(args, row), begin), n);
   }
 
-  template <class Rule, class Types>
-  static void update_elements(const GroupScalars group, const TensorScalars scalars, const Arrays<Rule, Types> arrays,
-                              int64_t n) {
-    const int64_t n_in_lines = n - n % kLineElements;
-    for (int64_t line = 0; line < n_in_lines; line += kLineElements) {
-      if (line + kPrefetchElements < n) arrays.prefetch(line + kPrefetchElements);
-#pragma GCC ivdep  // the binding has checked that nothing written overlaps
-      for (int64_t i = line; i < line + kLineElements; ++i) arrays.update(group, scalars, i);
+  void norm(const WorkItem& item) const {
+    switch (grad_type(args.rows[item.tensor].types)) {
+#define BERTADAM_CASE(type, Grad, name) \
+  case DType::type:                     \
+    return norm<Grad>(item);
+      BERTADAM_FOR_EACH_GRAD(BERTADAM_CASE)
+#undef BERTADAM_CASE
     }
-#pragma GCC ivdep
-    for (int64_t i = n_in_lines; i < n; ++i) arrays.update(group, scalars, i);
+  }
+
+  template <class Rule>
+  void update(const WorkItem& item) const {
+    if (args.grads[item.tensor] == nullptr) return;
+    const float coefficient = wait_for_coefficient(item.tensor);
+    if (coefficient < 0.0f) return;
+    switch (args.rows[item.tensor].types) {
+#define BERTADAM_CASE(kind, Storage, type, Grad)   \
+  case types_code(StorageKind::kind, DType::type): \
+    return update<Rule, Storage, Grad>(item, coefficient);
+      BERTADAM_FOR_EACH_TYPE_ROW(BERTADAM_CASE)
+#undef BERTADAM_CASE
+    }
   }
 
   // By the last worker, when nobody reads a step any more.
@@ -210,8 +188,8 @@ void adam_worker(const StepArgs& args) {
   const Step step{args, args.workspace, epoch_after(counters.epoch)};
   for (uint32_t ticket; (ticket = add_one(&counters.ticket)) < args.n_draws;) {
     const WorkItem item = args.items[ticket];
-    if (item.kinds() & kNorm) step.norm<Float32Row::Grad>(item);
-    if (item.kinds() & kUpdate) step.update<Adam, Float32Row>(item);
+    if (item.kinds() & kNorm) step.norm(item);
+    if (item.kinds() & kUpdate) step.update<Adam>(item);
   }
   if (arrives_last(&counters.workers_done, args.n_workers)) step.finish();
 }
