@@ -78,10 +78,10 @@ struct StepArgs {
   }
 };
 
-// A payload and the epoch it belongs to in one word, so that whoever sees the one sees the other.
 // Never 0: fresh memory is full of it.
 BERTADAM_HD uint32_t epoch_after(uint32_t epoch) { return epoch + 1 != 0 ? epoch + 1 : 1; }
 
+// A payload and the epoch it belongs to in one word, so that whoever sees the one sees the other.
 BERTADAM_HD uint64_t tag(uint32_t epoch, uint32_t payload) { return uint64_t{epoch} << 32 | payload; }
 BERTADAM_HD bool has_epoch(uint64_t word, uint32_t epoch) { return static_cast<uint32_t>(word >> 32) == epoch; }
 BERTADAM_HD uint32_t payload(uint64_t word) { return static_cast<uint32_t>(word); }
