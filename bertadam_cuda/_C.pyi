@@ -6,7 +6,7 @@ from torch import Tensor
 
 with_cuda: bool
 cuda_chunk_elements: int
-state_names: tuple[str, ...]
+rules: dict[str, tuple[str, ...]]
 leaf_elements: int
 type_rows: list[tuple[str, str, str | None, bool]]
 
@@ -45,6 +45,7 @@ class StepPlan:
         device: torch.device,
         n_skipped: Tensor,
         *,
+        rule: str,
         master_weights: str | None,
         stochastic_rounding: bool,
         rounding_seed: int,
@@ -58,6 +59,7 @@ class StepPlan:
         beta2: float,
         eps: float,
         weight_decay: float,
+        l2_decay: float = 0.0,
         max_grad_norm: float,
         maximize: bool,
         multipliers: Tensor,

@@ -1,10 +1,11 @@
-"""BertAdam for PyTorch: one CUDA launch per step, and a CPU backend that computes the same bits.
+"""BertAdam, Adam and AdamW for PyTorch: one CUDA launch per step, and a CPU backend, bit for bit.
 
 Importing the package does not load the compiled part; the first optimizer that is constructed does.
 `python -m bertadam_cuda` prints what is installed and tests it.
 """
 
 from ._version import __version__
+from .adam import Adam, AdamW
 from .bert_adam import BertAdam
 from .param_groups import param_groups_layer_decay, param_groups_weight_decay, scale_lr
 from .schedules import (
@@ -19,6 +20,8 @@ from .schedules import (
 
 __all__ = [
     "SCHEDULES",
+    "Adam",
+    "AdamW",
     "BertAdam",
     "__version__",
     "param_groups_layer_decay",

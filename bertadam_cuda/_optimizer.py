@@ -1,7 +1,7 @@
 """What every optimizer of the package shares: state, settings, plans, the step, checkpoints.
 
 The mathematics is in csrc/core/rules, the memory in csrc/cuda and csrc/cpu. A class of the package
-adds its constructor and `_rule_settings`.
+adds its constructor, which rule it is and what that rule's settings are.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from . import _checkpoint, _checkpoint_reference, _masters, _phases, schedules
+from . import _checkpoint, _masters, _phases, schedules
 from ._ext import load
 from ._planning import Planning
 from ._statistics import Statistics
@@ -113,7 +113,12 @@ class FusedOptimizer(Planning, Statistics, torch.optim.Optimizer):
 
     @property
     def _state_names(self) -> tuple[str, ...]:
-        return tuple(self._binary.state_names)
+        return self._state_names_of(self.param_groups)
+
+    def _state_names_of(self, groups: list[dict[str, Any]]) -> tuple[str, ...]:
+        """Return what a parameter's state holds beside the step, with the settings of `groups`."""
+        names: tuple[str, ...] = self._binary.rules[self._rule_name(groups)]
+        return names
 
     @property
     def _master_weights(self) -> str | None:
@@ -204,11 +209,3 @@ class FusedOptimizer(Planning, Statistics, torch.optim.Optimizer):
         _checkpoint.load(self, state_dict)
 
     load_state_dict.__doc__ = _checkpoint.load.__doc__
-
-    def to_reference_state_dict(self) -> dict[str, Any]:
-        """Return a state dict in the layout of DeepSpeedExamples' BertAdam; nothing is aliased.
-
-        State per parameter: 'step' (int), 'next_m', 'next_v'. Raises ValueError where a schedule
-        is a callable. Synchronises on CUDA.
-        """
-        return _checkpoint_reference.to_reference(self)

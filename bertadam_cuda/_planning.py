@@ -15,25 +15,30 @@ import torch
 from torch import Tensor
 
 from . import _phases, _settings, schedules
-from ._settings import check_number
 from ._tables import Tables
 
 
 class Planning:
     """The part of an optimizer that owns its plans."""
 
-    #: Names of the group settings beside lr and the common ones.
+    #: Names of the group settings beside lr and the common ones,
     _rule_keys: tuple[str, ...] = ()
+    #: and of those among them that must agree over all groups.
+    _rule_per_optimizer: tuple[str, ...] = ()
 
     param_groups: list[dict[str, Any]]
     state: Any
     _binary: ModuleType
     _plans: list[Any]
     _stepper: Any
-    _planned_storage: dict[str, Any] | None  # how the plans take parameters to be kept
+    _planned: dict[str, Any] | None  # the plans' rule, and how they take parameters
+
+    def _rule_name(self, groups: list[dict[str, Any]]) -> str:
+        """Return which rule of csrc/core/rules.h the settings of `groups` ask for."""
+        raise NotImplementedError
 
     def _rule_settings(self, group: dict[str, Any]) -> dict[str, float]:
-        """Return beta1, beta2, eps and weight_decay of a group under these names."""
+        """Return beta1, beta2, eps, weight_decay (and l2_decay) of a group under these names."""
         raise NotImplementedError
 
     def _check_rule(self, group: dict[str, Any], where: str) -> None:
@@ -44,12 +49,14 @@ class Planning:
         """Create the zero state of a parameter, if it has none."""
         raise NotImplementedError
 
-    def _storage_settings(self) -> dict[str, Any]:
-        return {key: self.param_groups[0][key] for key in _settings.STORAGE}
+    def _plan_settings(self) -> dict[str, Any]:
+        storage = {key: self.param_groups[0][key] for key in _settings.STORAGE}
+        return {"rule": self._rule_name(self.param_groups), **storage}
 
     def _validate_groups(self, groups: list[dict[str, Any]]) -> None:
         """Raise ValueError or TypeError for bad settings; no side effect."""
-        _settings.validate(groups, type(self).__name__, self._check_rule)
+        name = type(self).__name__
+        _settings.validate(groups, name, self._check_rule, self._rule_per_optimizer)
 
     def _make_plans(self) -> None:
         """One plan per device, in the order in which the devices appear."""
@@ -72,9 +79,9 @@ class Planning:
                 f"{where}: clip='global' with parameters on {', '.join(map(str, devices))}; one "
                 "norm over several devices is not supported: use clip='per_tensor'"
             )
-        storage = self._storage_settings()
+        settings = self._plan_settings()
         self._drop_plan()
-        self._planned_storage = storage
+        self._planned = settings
         for device in devices:
             if device not in self._n_skipped:
                 # Parameters on the meta device are refused by the plan, by name.
@@ -82,7 +89,7 @@ class Planning:
                 self._n_skipped[device] = torch.zeros((), dtype=torch.int64, device=home)
         self._plans += [
             self._binary.StepPlan(
-                where, self.param_groups, self.state, device, self._n_skipped[device], **storage
+                where, self.param_groups, self.state, device, self._n_skipped[device], **settings
             )
             for device in devices
         ]
@@ -94,7 +101,7 @@ class Planning:
         self._stepper = self._binary.Stepper([])
         self._seen: list[tuple[Any, ...]] = []  # settings that the plans were given
         self._seen_rates: list[float] = []
-        self._planned_storage = None
+        self._planned = None
         self._stepped = False
         self._n_steps = 0  # since the plans were given their settings
         self._next_event = math.inf
@@ -112,7 +119,7 @@ class Planning:
 
     def _bring_up_to_date(self) -> None:
         """Do all that a step does not do by itself: plans, settings, tables, missing states."""
-        if self._storage_settings() != self._planned_storage:
+        if self._plan_settings() != self._planned:
             self._validate_groups(self.param_groups)
             self._make_plans()
         if not self._inspect():
@@ -129,15 +136,15 @@ class Planning:
 
     def _update_settings(self) -> None:
         """Hand over what changed in the groups since they were last looked at."""
-        rates = [group["lr"] for group in self.param_groups]
+        for index, group in enumerate(self.param_groups):
+            _settings.check_rate(group["lr"], f"{type(self).__name__}: param_groups[{index}]")
+        rates = [float(group["lr"]) for group in self.param_groups]
         others = [_settings.snapshot(group, self._rule_keys) for group in self.param_groups]
         if others != self._seen:
             self._validate_groups(self.param_groups)
             self._warn_of_two_schedules()
             self._set_groups()
         else:
-            for index, lr in enumerate(rates):
-                check_number(lr, "lr", f"{type(self).__name__}: param_groups[{index}]", least=0.0)
             if rates != self._seen_rates:
                 self._warn_of_two_schedules()
             # Of all groups: the stepper may have given other ones since.
@@ -178,7 +185,7 @@ class Planning:
             group = groups[index]
             plan.set_group(
                 index,
-                lr=group["lr"],
+                lr=float(group["lr"]),
                 max_grad_norm=group["max_grad_norm"],
                 maximize=group["maximize"],
                 multipliers=multipliers,

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
+from torch import Tensor
+
 from . import schedules
 
 #: How parameters are kept in memory: see csrc/core/storage.h.
@@ -34,12 +36,18 @@ _ONLY: dict[str, Any] = {
 
 
 def validate(
-    groups: list[dict[str, Any]], name: str, check_rule: Callable[[dict[str, Any], str], None]
+    groups: list[dict[str, Any]],
+    name: str,
+    check_rule: Callable[[dict[str, Any], str], None],
+    per_optimizer: tuple[str, ...] = (),
 ) -> None:
-    """Raise ValueError or TypeError for bad settings; `check_rule` looks at the rule's own."""
+    """Raise ValueError or TypeError for bad settings.
+
+    `check_rule` looks at the rule's own, of which `per_optimizer` must agree over all groups.
+    """
     for index, group in enumerate(groups):
         where = f"{name}: param_groups[{index}]"
-        check_number(group["lr"], "lr", where, least=0.0)
+        check_rate(group["lr"], where)
         check_number(group["max_grad_norm"], "max_grad_norm", where, finite=False)
         for key in _FLAGS:
             if not isinstance(group[key], bool):
@@ -50,7 +58,7 @@ def validate(
             )
         schedules.validate(*(group[key] for key in SCHEDULE), where=where)
         check_rule(group, where)
-        for key in PER_OPTIMIZER:
+        for key in (*PER_OPTIMIZER, *per_optimizer):
             _check_per_optimizer(key, group[key], groups[0][key], where)
         if group["stochastic_rounding"] and group["master_weights"] is not None:
             raise ValueError(
@@ -77,6 +85,23 @@ def _check_per_optimizer(key: str, value: Any, first: Any, where: str) -> None:
             f"{where}: {key} is {value!r} but {first!r} in param_groups[0]; it holds for the whole "
             "optimizer: pass it to the constructor, or use two optimizers"
         )
+
+
+def check_rate(lr: object, where: str) -> None:
+    """Raise unless `lr` is a number >= 0, or a tensor on the CPU that holds one."""
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1 or lr.is_complex():
+            raise ValueError(
+                f"{where}: lr is a tensor of shape {tuple(lr.shape)} and {lr.dtype}, expected one "
+                "real element"
+            )
+        if lr.device.type != "cpu":
+            raise ValueError(
+                f"{where}: lr is a tensor on {lr.device}; to read it, every step would wait for "
+                "the device: pass lr.cpu(), which is read at every step, or a float"
+            )
+        lr = lr.item()
+    check_number(lr, "lr", where, least=0.0)
 
 
 def check_number(

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import schedules
+from . import _checkpoint_reference, schedules
 from ._optimizer import FusedOptimizer
 from ._settings import check_number
 
@@ -151,6 +151,9 @@ class BertAdam(FusedOptimizer):
         check_number(group["e"], "e", where, least=0.0)
         check_number(group["weight_decay"], "weight_decay", where)
 
+    def _rule_name(self, groups: list[dict[str, Any]]) -> str:
+        return "Adam"
+
     def _rule_settings(self, group: dict[str, Any]) -> dict[str, float]:
         return {
             "beta1": group["b1"],
@@ -158,3 +161,11 @@ class BertAdam(FusedOptimizer):
             "eps": group["e"],
             "weight_decay": group["weight_decay"],
         }
+
+    def to_reference_state_dict(self) -> dict[str, Any]:
+        """Return a state dict in the layout of DeepSpeedExamples' BertAdam; nothing is aliased.
+
+        State per parameter: 'step' (int), 'next_m', 'next_v'. Raises ValueError where a schedule
+        is a callable. Synchronises on CUDA.
+        """
+        return _checkpoint_reference.to_reference(self)

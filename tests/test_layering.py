@@ -29,12 +29,12 @@ TORCH_HEADER = re.compile(r"(torch|ATen|c10|pybind11)/|Python\.h")
 CUDA_HEADER = re.compile(
     r"(cuda|cub|thrust|nv|cooperative_groups)/|(cuda|cooperative_groups|nv|vector_types)\w*\.h"
 )
-RULE_MAY_INCLUDE = {"core/portable.h", "core/scalars.h"}
+RULE_MAY_INCLUDE = {"core/portable.h", "core/scalars.h", "core/rules/adam.h"}
 
 # Modules of the package that may load the compiled part; below them nothing may reach it.
 LOADERS = {"_ext", "_optimizer", "__main__"}
 PURE = {"reference", "schedules"}
-CLASSES = {"bert_adam"}
+CLASSES = {"adam", "bert_adam"}
 
 
 def includes(text: str) -> list[tuple[str, bool]]:
@@ -68,7 +68,9 @@ def ours_in(text: str) -> set[str]:
 
 
 def rule_faults(path: str, text: str) -> list[str]:
-    """A rule knows mathematics: of ours it includes the host/device macro and the scalars."""
+    """A rule knows mathematics: of ours it includes the host/device macro, the scalars, and
+    Adam, which others vary.
+    """
     if not path.startswith("csrc/core/rules/"):
         return []
     ours = [name for name, quoted in includes(text) if quoted]
@@ -180,6 +182,7 @@ def test_sources_keep_to(rule: Rule, paths: list[Path]) -> None:
         (binary_faults, "bench/timing.py", "from bertadam_cuda import _C"),
         (binary_faults, "bench/timing.py", "importlib.import_module('bertadam_cuda._C')"),
         (upward_faults, "bertadam_cuda/_optimizer.py", "from .bert_adam import BertAdam"),
+        (upward_faults, "bertadam_cuda/_checkpoint.py", "from .adam import AdamW"),
         (upward_faults, "bertadam_cuda/reference.py", "from . import _optimizer"),
         (upward_faults, "bertadam_cuda/schedules.py", "from ._ext import load"),
     ],
@@ -196,6 +199,7 @@ def test_rule_notices_a_made_up_breach(rule: Rule, path: str, text: str) -> None
         (foreign_header_faults, "csrc/binding/module.cpp", "#include <torch/csrc/utils/pybind.h>"),
         (foreign_header_faults, "csrc/cuda/launch.cu", "#include <cuda_runtime.h>"),
         (rule_faults, "csrc/core/rules/adam.h", '#include "core/scalars.h"\n#include <math.h>'),
+        (rule_faults, "csrc/core/rules/amsgrad.h", '#include "core/rules/adam.h"'),
         (binary_faults, "tests/test_plan.py", "from bertadam_cuda import _C"),
         (upward_faults, "bertadam_cuda/__init__.py", "from .bert_adam import BertAdam"),
     ],

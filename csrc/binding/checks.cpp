@@ -134,6 +134,13 @@ DType check_grad(const at::Tensor& grad, const at::Tensor& param, const std::str
   return *type;
 }
 
+void check_rule(RuleId rule, at::Device device, const std::string& where) {
+  if (!device.is_cuda() || rule == RuleId::kAdam) return;
+  throw std::runtime_error(text(where, ": the rule ", rule_info(rule).name, " has no kernel for CUDA devices yet, and ",
+                                "the parameters are on ", device, "; it runs on the CPU",
+                                rule == RuleId::kAmsgrad ? "; amsgrad=False runs on both" : ""));
+}
+
 void check_backend(const at::Tensor& param, DType grad, const std::string& where, const std::string& name) {
   if (!param.is_cuda() || (param.scalar_type() == at::kFloat && grad == DType::kFloat32)) return;
   throw py::type_error(text(where, ": ", name, " has dtype ", dtype_name(param.scalar_type()), " on ", param.device(),

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "binding/param_storage.h"
+#include "core/rules.h"
 
 namespace bertadam::binding {
 
@@ -33,6 +34,9 @@ struct StateOf {
   caffe2::TypeMeta dtype;  // that it must have
 };
 void check_state(const at::Tensor& state, const StateOf& of, const std::string& where, const std::string& name);
+
+// Not every rule has a kernel for CUDA devices yet.
+void check_rule(RuleId rule, at::Device device, const std::string& where);
 
 // The kernels for CUDA devices know float32 alone so far.
 void check_backend(const at::Tensor& param, DType grad, const std::string& where, const std::string& name);

@@ -211,7 +211,7 @@ void Execution::run_on_cpu() {
   for (const int64_t n : n_elements_) n_elements += n;
   const int64_t useful = std::max<int64_t>(1, n_elements / kCpuElementsPerWorker);
   args.n_workers = static_cast<uint32_t>(workers > 0 ? workers : std::min<int64_t>(useful, at::get_num_threads()));
-  const cpu::Worker worker = cpu::worker(RuleId::kAdam, chosen_isa());
+  const cpu::Worker worker = cpu::worker(rule, chosen_isa());
   std::vector<std::thread::id> ran_on(args.n_workers);
   at::parallel_for(0, args.n_workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {

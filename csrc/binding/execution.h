@@ -37,6 +37,7 @@ class Execution {
 
   void configure(ExecutionSettings settings);
 
+  RuleId rule{};
   uint64_t rounding_seed = 0;
 
   // Filled by the caller: groups when their settings change, rows and gradients at every step.

@@ -6,7 +6,7 @@
 namespace bertadam::binding {
 
 struct GroupSettings {
-  double lr, beta1, beta2, eps, weight_decay, max_grad_norm;
+  double lr, beta1, beta2, eps, weight_decay, l2_decay, max_grad_norm;
   bool maximize;
 };
 
@@ -21,6 +21,7 @@ inline GroupScalars scalars_of(const GroupSettings& s) {
   group.one_minus_beta2 = split(1.0 - s.beta2);
   group.eps = static_cast<float>(s.eps);
   group.weight_decay = static_cast<float>(s.weight_decay);
+  group.l2_decay = static_cast<float>(s.l2_decay);
   group.grad_sign = s.maximize ? -1.0f : 1.0f;
   return group;
 }

@@ -1,5 +1,7 @@
 #include "binding/group_watch.h"
 
+#include <torch/csrc/autograd/python_variable.h>
+
 #include <cmath>
 #include <limits>
 
@@ -27,6 +29,7 @@ void GroupWatch::accept(const py::list& groups, bool rates_may_change) {
   params_.clear();
   dicts_.clear();
   rates_.clear();
+  tensor_rates_.clear();
   rates_are_new_ = false;
   for (const py::handle group : groups) {
     const auto dict = py::reinterpret_borrow<py::dict>(group);
@@ -39,7 +42,9 @@ void GroupWatch::accept(const py::list& groups, bool rates_may_change) {
     const py::list params = params_of(dict);
     for (const py::handle param : params) params_.push_back(py::reinterpret_borrow<py::object>(param));
     groups_.push_back({dict, params, dict.size(), params.size()});
-    rates_.push_back(dict[keys().lr].cast<double>());
+    const py::object rate = dict[keys().lr];
+    if (THPVariable_Check(rate.ptr())) tensor_rates_.push_back(rates_.size());
+    rates_.push_back(rate.cast<double>());
   }
   rates_may_change_ = rates_may_change;
   std::vector<py::object> dicts;
@@ -50,9 +55,21 @@ void GroupWatch::accept(const py::list& groups, bool rates_may_change) {
 
 bool GroupWatch::matches(const py::list& groups) {
   if (groups_.empty() || !same_groups(groups) || !same_params()) return false;
-  if (watch_.unwritten()) return true;
-  if (!same_items() || !same_contents()) return false;
-  watch_.accept();
+  if (!watch_.unwritten()) {
+    if (!same_items() || !same_contents()) return false;
+    watch_.accept();
+  }
+  return tensor_rates_.empty() || read_tensor_rates();
+}
+
+// They were found to be on the CPU, which a tensor may have left.
+bool GroupWatch::read_tensor_rates() {
+  for (const size_t g : tensor_rates_) {
+    const at::Tensor& tensor = THPVariable_Unpack(get_item(groups_[g].group, keys().lr));
+    if (!tensor.is_cpu() || tensor.numel() != 1) return false;
+    const double rate = tensor.item().toDouble();
+    if (rate != rates_[g] && !accept_rate(g, rate)) return false;
+  }
   return true;
 }
 
@@ -82,11 +99,15 @@ bool GroupWatch::same_items() {
 }
 
 bool GroupWatch::accept_rate(size_t index, Item& item, PyObject* value) {
-  const double rate = rate_of(value);
-  if (!rates_may_change_ || std::isnan(rate)) return false;
+  if (!accept_rate(index, rate_of(value))) return false;
+  item.value = py::reinterpret_borrow<py::object>(value);
+  return true;
+}
+
+bool GroupWatch::accept_rate(size_t index, double rate) {
+  if (!rates_may_change_ || !(rate >= 0.0) || !std::isfinite(rate)) return false;
   rates_[index] = rate;
   rates_are_new_ = true;
-  item.value = py::reinterpret_borrow<py::object>(value);
   return true;
 }
 

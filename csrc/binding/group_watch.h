@@ -13,8 +13,9 @@ namespace bertadam::binding {
 
 class GroupWatch {
  public:
-  // Remembers the groups. A setting that was accepted is a number, a flag, a string, None, a callable or a dict; all
-  // but the last are what they were while they are the same object. Other values are not ours.
+  // Remembers the groups. A setting that was accepted is a number, a flag, a string, None, a callable, a tuple or a
+  // dict, or the learning rate a tensor; all but the last two are what they were while they are the same object. Other
+  // values are not ours.
   // `rates_may_change`: whether a new 'lr' needs nobody else's attention.
   void accept(const pybind11::list& groups, bool rates_may_change);
 
@@ -43,6 +44,8 @@ class GroupWatch {
   bool same_params() const;
   bool same_items();
   bool accept_rate(size_t index, Item& item, PyObject* value);
+  bool read_tensor_rates();
+  bool accept_rate(size_t index, double rate);
   bool same_contents() const;
 
   DictWatch watch_{DictKind::kGroups};  // of the groups and the dicts in them
@@ -51,6 +54,7 @@ class GroupWatch {
   std::vector<pybind11::object> params_;  // of all groups
   std::vector<Dict> dicts_;               // among the items' values
   std::vector<double> rates_;
+  std::vector<size_t> tensor_rates_;  // groups whose 'lr' is a tensor, which torch's schedulers write in place
   bool rates_may_change_ = false;
   bool rates_are_new_ = false;
 };

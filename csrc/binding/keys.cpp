@@ -7,19 +7,21 @@ namespace {
 
 py::str interned(const char* text) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(text)); }
 
+Keys* make_keys() {
+  Keys* const made = new Keys{interned("params"),       interned("param_names"),     interned("lr"),
+                              interned("step"),         interned("schedule_start"),  interned("bias_correction_start"),
+                              interned("master_param"), interned("param_remainder"), {}};
+  for (int rule = 0; rule < kNumRules; ++rule) {
+    for (int k = 0; k < kRules[rule].n_states; ++k) made->states[rule].push_back(interned(kRules[rule].state_names[k]));
+  }
+  return made;
+}
+
 }  // namespace
 
 // Never destroyed: the interpreter may be gone by then.
 const Keys& keys() {
-  static const Keys* const instance = new Keys{interned("params"),
-                                               interned("param_names"),
-                                               interned("lr"),
-                                               interned("step"),
-                                               interned("schedule_start"),
-                                               interned("bias_correction_start"),
-                                               interned("master_param"),
-                                               interned("param_remainder"),
-                                               {interned(Adam::kStateNames[0]), interned(Adam::kStateNames[1])}};
+  static const Keys* const instance = make_keys();
   return *instance;
 }
 

@@ -5,14 +5,17 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <string>
+#include <vector>
 
-#include "core/rules/adam.h"
+#include "core/rules.h"
 
 namespace bertadam::binding {
 
 struct Keys {
   pybind11::str params, param_names, lr, step, schedule_start, bias_correction_start, master_param, param_remainder;
-  pybind11::str states[Adam::kNumStates];
+  std::vector<pybind11::str> states[kNumRules];
+
+  const std::vector<pybind11::str>& states_of(RuleId rule) const { return states[static_cast<int>(rule)]; }
 };
 
 const Keys& keys();

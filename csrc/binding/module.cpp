@@ -3,9 +3,10 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "binding/inspection.h"
+#include "binding/keys.h"
 #include "binding/stepper.h"
 #include "binding/traversal.h"
-#include "core/rules/adam.h"
+#include "core/rules.h"
 #if defined(BERTADAM_WITH_CUDA)
 #include "cuda/tuning.h"
 #endif
@@ -35,13 +36,20 @@ py::dict cuda_info() {
   return info;
 }
 
-// Interned, as the plan's own keys are: state dicts made with them are read faster.
-py::tuple state_names() {
-  py::tuple names(Adam::kNumStates);
-  for (int k = 0; k < Adam::kNumStates; ++k) {
-    names[k] = py::reinterpret_steal<py::str>(PyUnicode_InternFromString(Adam::kStateNames[k]));
+// The names of every rule's states, by its name. The plan's own keys: state dicts made with them are read faster.
+py::dict rules() {
+  py::dict names;
+  for (int rule = 0; rule < kNumRules; ++rule) {
+    names[kRules[rule].name] = py::tuple(py::cast(keys().states[rule]));
   }
   return names;
+}
+
+RuleId rule_named(const std::string& name) {
+  for (int rule = 0; rule < kNumRules; ++rule) {
+    if (name == kRules[rule].name) return static_cast<RuleId>(rule);
+  }
+  throw py::value_error("StepPlan: there is no rule '" + name + "'");
 }
 
 py::dict as_dict(const Execution::ScratchLayout& layout) {
@@ -64,7 +72,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 #else
   m.attr("with_cuda") = false;
 #endif
-  m.attr("state_names") = state_names();
+  m.attr("rules") = rules();
   m.def("cuda_info", &cuda_info, "Versions of the linked CUDA runtime and the driver, and the devices they see.");
   m.def("cpu_isas", &cpu_isas, "Instruction set levels of the CPU backend that this machine can run.");
   m.def("set_cpu_isa", &set_cpu_isa, "Choose one of cpu_isas(); the best is the default, the bits are the same.");
@@ -73,24 +81,27 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 
   py::class_<StepPlan>(m, "StepPlan", traversed<StepPlan>())
       .def(py::init([](std::string where, py::list param_groups, py::dict state, at::Device device,
-                       at::Tensor n_skipped, const std::optional<std::string>& master_weights, bool stochastic_rounding,
-                       uint64_t rounding_seed) {
+                       at::Tensor n_skipped, const std::string& rule, const std::optional<std::string>& master_weights,
+                       bool stochastic_rounding, uint64_t rounding_seed) {
              return std::make_unique<StepPlan>(
-                 std::move(where), std::move(param_groups), std::move(state), device, std::move(n_skipped),
+                 std::move(where), rule_named(rule), std::move(param_groups), std::move(state), device,
+                 std::move(n_skipped),
                  StorageSettings{master_kind_of(master_weights), stochastic_rounding, rounding_seed});
            }),
            py::arg("where"), py::arg("param_groups"), py::arg("state"), py::arg("device"), py::arg("n_skipped"),
-           py::kw_only(), py::arg("master_weights"), py::arg("stochastic_rounding"), py::arg("rounding_seed"))
+           py::kw_only(), py::arg("rule"), py::arg("master_weights"), py::arg("stochastic_rounding"),
+           py::arg("rounding_seed"))
       .def(
           "set_group",
           [](StepPlan& plan, size_t index, double lr, double beta1, double beta2, double eps, double weight_decay,
-             double max_grad_norm, bool maximize, at::Tensor multipliers, std::optional<at::Tensor> corrections) {
-            plan.set_group(index, {lr, beta1, beta2, eps, weight_decay, max_grad_norm, maximize},
+             double l2_decay, double max_grad_norm, bool maximize, at::Tensor multipliers,
+             std::optional<at::Tensor> corrections) {
+            plan.set_group(index, {lr, beta1, beta2, eps, weight_decay, l2_decay, max_grad_norm, maximize},
                            std::move(multipliers), std::move(corrections));
           },
           py::arg("index"), py::kw_only(), py::arg("lr"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"),
-          py::arg("weight_decay"), py::arg("max_grad_norm"), py::arg("maximize"), py::arg("multipliers"),
-          py::arg("corrections"))
+          py::arg("weight_decay"), py::arg("l2_decay") = 0.0, py::arg("max_grad_norm"), py::arg("maximize"),
+          py::arg("multipliers"), py::arg("corrections"))
       .def("set_lr", &StepPlan::set_lr, py::arg("index"), py::arg("lr"))
       .def(
           "configure",

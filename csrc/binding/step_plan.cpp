@@ -21,14 +21,17 @@ const at::Tensor* grad_of(const c10::TensorImpl& tensor) {
 
 }  // namespace
 
-StepPlan::StepPlan(std::string where, py::list param_groups, py::dict state, at::Device device, at::Tensor n_skipped,
-                   StorageSettings storage)
+StepPlan::StepPlan(std::string where, RuleId rule, py::list param_groups, py::dict state, at::Device device,
+                   at::Tensor n_skipped, StorageSettings storage)
     : where_(std::move(where)),
+      rule_(rule),
+      n_states_(rule_info(rule).n_states),
       device_(device),
       storage_(storage),
       ordinary_(device),
       state_(std::move(state)),
       n_groups_(param_groups.size()) {
+  check_rule(rule_, device_, where_);
   std::vector<Interval> memory;
   std::vector<int64_t> n_elements;
   std::vector<uint32_t> group;
@@ -57,6 +60,7 @@ StepPlan::StepPlan(std::string where, py::list param_groups, py::dict state, at:
   }
   check_disjoint(memory, where_, names_);
   execution = std::make_unique<Execution>(where_, device_, n_elements, group, n_groups_, std::move(n_skipped));
+  execution->rule = rule_;
   execution->rounding_seed = storage_.rounding_seed;
   group_tables_.resize(2 * n_groups_);
   written_.resize(entries_.size());
@@ -140,7 +144,7 @@ void StepPlan::find_states() {
   states_.watch(std::move(dicts));
   for (Entry& entry : entries_) {
     const auto state = state_of.find(entry.param);
-    entry.found = state == state_of.end() ? Found::kNothing : read_values(state->second, entry.values);
+    entry.found = state == state_of.end() ? Found::kNothing : read_values(state->second, rule_, entry.values);
     if (entry.found == Found::kTensors && !has_master_of(entry.values, entry.storage.master_kind))
       entry.found = Found::kOther;
     entry.master = master_of(entry.values, entry.storage.master_kind);
@@ -172,7 +176,7 @@ bool StepPlan::read_entry(Entry& entry, const Ordinary& ordinary, TensorRow& row
 
 inline void StepPlan::read_state(Entry& entry, const Ordinary& ordinary, TensorRow& row, Written& written) {
   const StateValues& values = entry.values;
-  for (int k = 0; k < Adam::kNumStates; ++k) {
+  for (int k = 0; k < n_states_; ++k) {
     const c10::TensorImpl& state = *THPVariable_Unpack(values.states[k]).unsafeGetTensorImpl();
     void* const memory = ordinary.state(state, entry.layout);
     point(row.states[k], C10_LIKELY(memory != nullptr) ? memory : checked_state(entry, k));
@@ -220,8 +224,9 @@ void StepPlan::keep_memory(const Entry& entry) {
   kept_.push_back(param.storage());
   kept_.push_back(param.grad().storage());
   const StateValues& values = entry.values;
-  for (PyObject* const value : {values.states[0], values.states[1], values.step, values.schedule_start,
-                                values.bias_correction_start, values.master_param, values.param_remainder}) {
+  for (int k = 0; k < n_states_; ++k) kept_.push_back(THPVariable_Unpack(values.states[k]).storage());
+  for (PyObject* const value : {values.step, values.schedule_start, values.bias_correction_start, values.master_param,
+                                values.param_remainder}) {
     if (value != nullptr) kept_.push_back(THPVariable_Unpack(value).storage());
   }
 }
@@ -248,7 +253,7 @@ void StepPlan::run() {
   // First, since the tensors may go once the GIL is released. A launch is over before anybody else runs. Views share
   // their counter, hence two loops.
   for (size_t i = 0; i < n_stepped_; ++i)
-    for (std::atomic<uint32_t>* const version : written_[i].versions) bump(version);
+    for (int k = 0; k < 2 + n_states_; ++k) bump(written_[i].versions[k]);
   for (size_t i = 0; i < n_stepped_; ++i)
     if (written_[i].master_version != nullptr) bump(written_[i].master_version);
   for (size_t i = 0; i < n_stepped_; ++i) written_[i].entry->step_version = *written_[i].versions[1];

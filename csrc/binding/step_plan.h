@@ -23,7 +23,7 @@ namespace bertadam::binding {
 class StepPlan {
  public:
   // `n_skipped`: 0-dim int64 on the device, counted up by the steps.
-  StepPlan(std::string where, pybind11::list param_groups, pybind11::dict state, at::Device device,
+  StepPlan(std::string where, RuleId rule, pybind11::list param_groups, pybind11::dict state, at::Device device,
            at::Tensor n_skipped, StorageSettings storage);
 
   // Settings, of which `configure` comes last: it ends counters_changed().
@@ -75,8 +75,8 @@ class StepPlan {
   // What a step writes of an entry: the versions of parameter, step and states, and of the master.
   struct Written {
     Entry* entry;
-    std::atomic<uint32_t>* versions[2 + kMaxStates];
-    std::atomic<uint32_t>* master_version;  // null: no master
+    std::atomic<uint32_t>* versions[2 + kMaxStates];  // 2 + n_states_ of them
+    std::atomic<uint32_t>* master_version;            // null: no master
   };
 
   void find_states();
@@ -102,6 +102,8 @@ class StepPlan {
   void check_overlaps();
 
   const std::string where_;
+  const RuleId rule_;
+  const int n_states_;
   const at::Device device_;
   const StorageSettings storage_;
   const Ordinary ordinary_;

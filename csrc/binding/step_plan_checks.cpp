@@ -23,7 +23,7 @@ void StepPlan::look_closer(const Entry& entry, const at::Tensor* grad) {
   if (entry.found == Found::kNothing && (grad != nullptr || THPVariable_Unpack(entry.param).requires_grad()))
     missing_.push_back(index_of(entry));
   if (entry.found == Found::kOther && grad != nullptr)
-    refuse_values(py::object(state_[py::handle(entry.param)]).ptr(), entry.storage.master_kind,
+    refuse_values(py::object(state_[py::handle(entry.param)]).ptr(), rule_, entry.storage.master_kind,
                   where_ + ": " + name_of(entry) + ": ");
 }
 
@@ -43,8 +43,9 @@ const void* StepPlan::checked_grad(const at::Tensor& grad, Entry& entry) {
 
 void* StepPlan::checked_state(const Entry& entry, int k) const {
   const at::Tensor& state = THPVariable_Unpack(entry.values.states[k]);
-  check_state(state, {THPVariable_Unpack(entry.param), Adam::kStateNames[k], caffe2::TypeMeta::Make<float>()}, where_,
-              name_of(entry));
+  check_state(state,
+              {THPVariable_Unpack(entry.param), rule_info(rule_).state_names[k], caffe2::TypeMeta::Make<float>()},
+              where_, name_of(entry));
   return state.mutable_data_ptr();
 }
 
@@ -77,8 +78,8 @@ void StepPlan::check_overlaps() {
     const int64_t n = THPVariable_Unpack(entries_[i].param).numel();
     add(row.param, n * static_cast<int64_t>(storage.param.bytes), i, "the memory");
     if (row.master != nullptr) add(row.master, n * static_cast<int64_t>(storage.master.bytes), i, "the master");
-    for (int k = 0; k < Adam::kNumStates; ++k) {
-      add(row.states[k], n * static_cast<int64_t>(sizeof(float)), i, Adam::kStateNames[k]);
+    for (int k = 0; k < n_states_; ++k) {
+      add(row.states[k], n * static_cast<int64_t>(sizeof(float)), i, rule_info(rule_).state_names[k]);
     }
     add(row.step, sizeof(float), i, "step");
   }

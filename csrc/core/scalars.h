@@ -30,7 +30,8 @@ struct GroupScalars {
   SplitFloat beta1, one_minus_beta1;  // the complements are taken in double
   SplitFloat beta2, one_minus_beta2;
   float eps;
-  float weight_decay;   // <= 0: none
+  float weight_decay;   // decoupled; <= 0: none
+  float l2_decay;       // added to the gradient; <= 0: none
   float grad_sign;      // -1 to maximise
   uint32_t needs_norm;  // its tensors are clipped or checked for non-finite gradients
   // Schedule multipliers by position and bias corrections by t - 1. Past the end the last entry holds. A null

@@ -6,11 +6,10 @@
 #include "core/dtypes.h"
 #include "core/plan.h"
 #include "core/random_bits.h"
+#include "core/rules.h"
 #include "core/scalars.h"
 
 namespace bertadam {
-
-constexpr int kMaxStates = 2;
 
 // One tensor's memory but for its gradient, which may be elsewhere at every step. Tables of rows are compared as bytes:
 // nothing in between is left unsaid.

@@ -3,9 +3,9 @@
 
 namespace bertadam::cpu {
 
-#define BERTADAM_DECLARE_ISA(name)   \
-  namespace name {                   \
-  void adam_worker(const StepArgs&); \
+#define BERTADAM_DECLARE_ISA(name) \
+  namespace name {                 \
+  Worker worker_of(RuleId rule);   \
   }
 BERTADAM_DECLARE_ISA(baseline)
 #if defined(BERTADAM_ISA_AVX2)
@@ -19,19 +19,19 @@ namespace {
 
 struct Compiled {
   IsaLevel level;
-  Worker adam;
+  Worker (*worker_of)(RuleId);
 };
 
 const Compiled* compiled(int index) {
   static const Compiled levels[] = {
-      {{"baseline", true}, baseline::adam_worker},
+      {{"baseline", true}, baseline::worker_of},
 #if defined(BERTADAM_ISA_AVX2)
-      {{"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")}, avx2::adam_worker},
+      {{"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")}, avx2::worker_of},
 #endif
 #if defined(BERTADAM_ISA_AVX512)
       {{"avx512", __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw")},
-       avx512::adam_worker},
+       avx512::worker_of},
 #endif
   };
   constexpr int n = sizeof(levels) / sizeof(levels[0]);
@@ -48,12 +48,6 @@ int n_isa_levels() {
 
 IsaLevel isa_level(int index) { return compiled(index)->level; }
 
-Worker worker(RuleId rule, int isa_index) {
-  switch (rule) {
-    case RuleId::kAdam:
-      return compiled(isa_index)->adam;
-  }
-  return nullptr;
-}
+Worker worker(RuleId rule, int isa_index) { return compiled(isa_index)->worker_of(rule); }
 
 }  // namespace bertadam::cpu

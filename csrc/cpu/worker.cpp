@@ -5,7 +5,7 @@
 #include <fenv.h>
 #include <sched.h>
 
-#include "core/rules/adam.h"
+#include "core/rules.h"
 #include "core/rules/clip.h"
 #include "core/step_args.h"
 #include "core/types.h"
@@ -180,18 +180,30 @@ struct Step {
   }
 };
 
-}  // namespace
-
-void adam_worker(const StepArgs& args) {
+template <class Rule>
+void work(const StepArgs& args) {
   const DefaultFloatingPoint guard;
   Counters& counters = *args.workspace.counters;
   const Step step{args, args.workspace, epoch_after(counters.epoch)};
   for (uint32_t ticket; (ticket = add_one(&counters.ticket)) < args.n_draws;) {
     const WorkItem item = args.items[ticket];
     if (item.kinds() & kNorm) step.norm(item);
-    if (item.kinds() & kUpdate) step.update<Adam>(item);
+    if (item.kinds() & kUpdate) step.update<Rule>(item);
   }
   if (arrives_last(&counters.workers_done, args.n_workers)) step.finish();
+}
+
+}  // namespace
+
+Worker worker_of(RuleId rule) {
+  switch (rule) {
+#define BERTADAM_CASE(Rule) \
+  case RuleId::k##Rule:     \
+    return work<Rule>;
+    BERTADAM_FOR_EACH_RULE(BERTADAM_CASE)
+#undef BERTADAM_CASE
+  }
+  return nullptr;
 }
 
 }  // namespace bertadam::cpu::BERTADAM_ISA

@@ -1,7 +1,8 @@
 // Adam, one element. BertAdam, Adam and AdamW differ in their scalars only.
-// Kingma & Ba 2015, algorithm 1, with decoupled decay (Loshchilov & Hutter 2019, algorithm 2) as the BERT
-// optimizer orders it: the decay is added to the update and scaled by the learning rate with it
-// (google-research/bert optimization.py, AdamWeightDecayOptimizer).
+// Kingma & Ba 2015, algorithm 1, with either decay of Loshchilov & Hutter 2019, algorithm 2: decoupled, as the BERT
+// optimizer orders it, where the decay is added to the update and scaled by the learning rate with it
+// (google-research/bert optimization.py, AdamWeightDecayOptimizer); or as L2, added to the gradient before the moments
+// (torch.optim.Adam, _single_tensor_adam).
 #pragma once
 
 #include <math.h>
@@ -20,9 +21,17 @@ struct Adam {
   template <class Math>
   BERTADAM_HD static float update(Math& math, const GroupScalars& group, const TensorScalars& tensor, float raw_grad,
                                   float p, float (&states)[kNumStates]) {
-    float& m = states[0];
-    float& v = states[1];
+    move_moments(group, gradient(group, tensor, raw_grad, p), states[0], states[1]);
+    return direction(math, group, tensor, states[0], states[1], p);
+  }
+
+  // Clipped, signed and with the L2 decay.
+  BERTADAM_HD static float gradient(const GroupScalars& group, const TensorScalars& tensor, float raw_grad, float p) {
     const float g = tensor.grad_scale * raw_grad;
+    return group.l2_decay > 0.0f ? fmaf(group.l2_decay, p, g) : g;
+  }
+
+  BERTADAM_HD static void move_moments(const GroupScalars& group, float g, float& m, float& v) {
     m = fmaf(group.beta1.hi, m,
              fmaf(group.one_minus_beta1.hi, g, fmaf(group.one_minus_beta1.lo, g, group.beta1.lo * m)));
     // g*g as an exact sum of two floats: its rounding error alone would be half an ulp of v.
@@ -33,12 +42,17 @@ struct Adam {
     // Where a square or v has overflowed, the small terms are infinities of either sign.
     const float overflowed = fmaf(group.beta2.hi, v, group.one_minus_beta2.hi * g_sq);
     v = g_sq < HUGE_VALF && v < HUGE_VALF ? precise : overflowed;
+  }
 
+  // m over the root of `v`, both corrected, and the decoupled decay.
+  template <class Math>
+  BERTADAM_HD static float direction(Math& math, const GroupScalars& group, const TensorScalars& tensor, float m,
+                                     float v, float p) {
     const float numerator = m * tensor.inv_bias_1;
     const float denominator = math.square_root(v * tensor.inv_bias_2) + group.eps;
-    const float direction = math.divide(numerator, denominator);  // 0 for a zero moment, also where eps = 0
-    const float decayed = fmaf(group.weight_decay, p, direction);
-    return group.weight_decay > 0.0f ? decayed : direction;
+    const float quotient = math.divide(numerator, denominator);  // 0 for a zero moment, also where eps = 0
+    const float decayed = fmaf(group.weight_decay, p, quotient);
+    return group.weight_decay > 0.0f ? decayed : quotient;
   }
 };
 
