@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _masters
-from ._checkpoint_layouts import STARTS, SavedState, read
+from ._checkpoint_layouts import HERE, STARTS, SavedState, read
 from ._checkpoint_values import checked_counters, checked_master, checked_state
 
 
@@ -24,13 +24,13 @@ class _Loadable(Protocol):
 
     param_groups: list[dict[str, Any]]
     state: defaultdict[Tensor, Any]
+    _fixed_settings: tuple[str, ...]
     _optimizer_load_state_dict_pre_hooks: OrderedDict[int, Any]
     _optimizer_load_state_dict_post_hooks: OrderedDict[int, Any]
 
     @property
-    def _state_names(self) -> tuple[str, ...]: ...
-    @property
     def _master_weights(self) -> str | None: ...
+    def _state_names_of(self, groups: list[dict[str, Any]]) -> tuple[str, ...]: ...
     def _init_state(self, param: Tensor) -> Any: ...
     def _validate_groups(self, groups: list[dict[str, Any]]) -> Any: ...
     def _drop_plan(self) -> Any: ...
@@ -53,9 +53,10 @@ def load(optimizer: _Loadable, state_dict: dict[str, Any]) -> None:
     """Load `state_dict` in place, or raise and leave the optimizer as it is.
 
     The layout is recognised: this package's own, BertAdam of DeepSpeedExamples and of
-    pytorch-pretrained-BERT ('next_m', 'next_v'), torch Adam/AdamW, apex FusedAdam. Of the first
-    three the file's group settings win and missing ones stay; of torch and apex only moments and
-    steps are taken, with one warning. Where a layout says nothing of a schedule's start, it is 0.
+    pytorch-pretrained-BERT ('next_m', 'next_v'), torch Adam/AdamW, apex FusedAdam. Where the file
+    is of the same family (BertAdam's, or Adam's and AdamW's, torch's among them), its group
+    settings win and missing ones stay; of others, and of apex, only moments and steps are taken,
+    with one warning. Where a layout says nothing of a schedule's start, it is 0.
 
     A parameter without an entry in the file gets the zero state with step 0 if it has a state
     now, and stays without one if not. Moments of another floating dtype are converted.
@@ -92,13 +93,23 @@ def load(optimizer: _Loadable, state_dict: dict[str, Any]) -> None:
         if replaced is not None:
             state_dict = replaced
 
-    saved = read(state_dict, optimizer._state_names, where)
+    def with_settings(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        # As many as both have: a difference is told later.
+        return [{**a, **b} for a, b in zip(optimizer.param_groups, settings, strict=False)]
+
+    def names_with(settings: list[dict[str, Any]]) -> tuple[str, ...]:
+        groups = with_settings(settings)
+        optimizer._validate_groups(groups)
+        return optimizer._state_names_of(groups or optimizer.param_groups)
+
+    stay = (*HERE, *optimizer._fixed_settings)
+    saved = read(state_dict, (optimizer.param_groups[0], stay), names_with, where)
     _check_counts(optimizer, saved, where)
-    writes = _checked_writes(optimizer, saved, where)
+    names = names_with([new.settings for new in saved.groups])
+    writes = _checked_writes(optimizer, saved, names, where)
     pairs = list(zip(optimizer.param_groups, saved.groups, strict=True))
-    optimizer._validate_groups([{**group, **new.settings} for group, new in pairs])
     # Before the first write: where warnings are errors, one loads nothing.
-    if not saved.layout.has_settings:
+    if not saved.has_settings:
         warnings.warn(_moments_only(saved, where), stacklevel=3)
     if any(_loses_master(optimizer, write) for write in writes):
         warnings.warn(
@@ -151,7 +162,9 @@ def _check_counts(optimizer: _Loadable, saved: SavedState, where: str) -> None:
             )
 
 
-def _checked_writes(optimizer: _Loadable, saved: SavedState, where: str) -> list[_Write]:
+def _checked_writes(
+    optimizer: _Loadable, saved: SavedState, names: tuple[str, ...], where: str
+) -> list[_Write]:
     own_memory = {
         tensor.untyped_storage().data_ptr()
         for state in optimizer.state.values()
@@ -161,22 +174,22 @@ def _checked_writes(optimizer: _Loadable, saved: SavedState, where: str) -> list
     writes: list[_Write] = []
     param_id = 0
     for group, new in zip(optimizer.param_groups, saved.groups, strict=True):
-        names = group.get("param_names") or new.settings.get("param_names")
+        param_names = group.get("param_names") or new.settings.get("param_names")
         for i, (param, entry) in enumerate(zip(group["params"], new.entries, strict=True)):
-            name = f" ({names[i]!r})" if names else ""
+            name = f" ({param_names[i]!r})" if param_names else ""
             label = f"{where}: state of parameter {param_id}{name}:"
             param_id += 1
             current = optimizer.state.get(param) or {}
             if entry is not None:
                 moments = {
                     key: _apart(checked_state(key, entry[key], param, current, label), own_memory)
-                    for key in optimizer._state_names
+                    for key in names
                 }
                 master = checked_master(entry, param, current, label)
                 master = None if master is None else _apart(master, own_memory)
                 writes.append(_Write(param, checked_counters(entry, label), {**moments}, master))
             elif current:
-                writes.append(_Write(param, {}, dict.fromkeys(optimizer._state_names)))
+                writes.append(_Write(param, {}, dict.fromkeys(names)))
     return writes
 
 
@@ -187,7 +200,10 @@ def _apart(value: Tensor, own_memory: set[int]) -> Tensor:
 
 
 def _create_missing_state(optimizer: _Loadable, writes: list[_Write]) -> None:
-    """Allocate what the copies need: no write may fail for lack of memory."""
+    """Allocate what the copies need: no write may fail for lack of memory.
+
+    The file's settings may ask for another state, which begins with zeros, or for one less.
+    """
     stateless = [write.param for write in writes if not optimizer.state.get(write.param)]
     try:
         for param in stateless:
@@ -199,12 +215,28 @@ def _create_missing_state(optimizer: _Loadable, writes: list[_Write]) -> None:
             if key in write.counters and key not in optimizer.state[write.param]
         ]
         added = [torch.zeros_like(state["step"]) for state, _ in starts]
+        lacking = [
+            (optimizer.state[write.param], key, write.param)
+            for write in writes
+            for key in write.moments
+            if key not in optimizer.state[write.param]
+        ]
+        moments = [
+            torch.zeros_like(param, dtype=torch.float32, requires_grad=False)
+            for _, _, param in lacking
+        ]
     except BaseException:
         for param in stateless:
             optimizer.state.pop(param, None)
         raise
     for (state, key), tensor in zip(starts, added, strict=True):
         state[key] = tensor
+    for (state, key, _), tensor in zip(lacking, moments, strict=True):
+        state[key] = tensor
+    for write in writes:
+        for key in optimizer._state_names_of(optimizer.param_groups):
+            if key not in write.moments:
+                optimizer.state[write.param].pop(key, None)
 
 
 def _loses_master(optimizer: _Loadable, write: _Write) -> bool:

@@ -7,18 +7,23 @@ at no tensor's contents and knows no optimizer; `_checkpoint` does both.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from . import _masters
+from ._checkpoint_schedules import schedule_settings
 
 #: Counters that reset_schedule adds to the state of a parameter; absent means 0.
 STARTS = ("schedule_start", "bias_correction_start")
-#: Settings that say how the optimizer at hand keeps its parameters, whatever the file's did.
-_HERE = ("master_weights", "stochastic_rounding")
+#: Settings that say how the optimizer at hand keeps its parameters and works, whatever the file's
+#: did.
+HERE = (
+    *("master_weights", "stochastic_rounding"),
+    *("foreach", "fused", "capturable", "differentiable"),
+)
 
 
 @dataclass(frozen=True)
@@ -31,34 +36,23 @@ class Layout:
     optional: tuple[str, ...] = ()
     #: Keys that are known and not taken over, each with the reason.
     ignored: Mapping[str, str] = field(default_factory=dict)
-    #: The groups speak of BertAdam's settings, so the file's win.
-    has_settings: bool = True
+    #: A setting by which an optimizer is known to have the same ones as the file, whose then win.
+    #: None: moments and steps only.
+    dialect: str | None = "b1"
     step_in_group: bool = False
 
 
-OWN = Layout("bertadam_cuda", optional=(*STARTS, *_masters.KEYS))
+OWN = Layout("bertadam_cuda BertAdam", optional=(*STARTS, *_masters.KEYS))
 REFERENCE = Layout("BertAdam", names={"exp_avg": "next_m", "exp_avg_sq": "next_v"})
 _AMSGRAD = {
     "max_exp_avg_sq": "AMSGrad's running maximum is left out, because BertAdam divides by the "
     "root of exp_avg_sq itself"
 }
-TORCH = Layout("torch Adam/AdamW", ignored=_AMSGRAD, has_settings=False)
+OWN_ADAM = replace(OWN, title="bertadam_cuda Adam/AdamW", ignored=_AMSGRAD, dialect="betas")
+TORCH = Layout("torch Adam/AdamW", ignored=_AMSGRAD, dialect="betas")
 #: apex keeps its masters outside of the state dict. TransformerEngine's FusedAdam has the same
 #: layout and 'master_param' in it, as int16 where it stores remainders: see `_entry`.
-APEX = Layout(
-    "apex FusedAdam", optional=(_masters.MASTER_PARAM,), has_settings=False, step_in_group=True
-)
-
-#: Schedule objects of pytorch-pretrained-BERT 0.6.2, by the name of their class: the name here
-#: and whether the class has cycles.
-_SCHEDULE_OBJECTS = {
-    "ConstantLR": ("none", False),
-    "WarmupConstantSchedule": ("warmup_constant", False),
-    "WarmupLinearSchedule": ("warmup_linear_hf", False),
-    "WarmupCosineSchedule": ("warmup_cosine_hf", True),
-    "WarmupCosineWithHardRestartsSchedule": ("warmup_cosine_hard_restarts", True),
-    "WarmupCosineWithWarmupRestartsSchedule": ("warmup_cosine_warmup_restarts", True),
-}
+APEX = Layout("apex FusedAdam", optional=(_masters.MASTER_PARAM,), dialect=None, step_in_group=True)
 
 
 @dataclass(frozen=True)
@@ -80,14 +74,22 @@ class SavedState:
     layout: Layout
     groups: list[SavedGroup]
     left_out: list[str]
+    #: Whether the groups' settings are to be taken over.
+    has_settings: bool
 
 
-def read(state_dict: object, state_names: Sequence[str], where: str) -> SavedState:
+def read(
+    state_dict: object,
+    settings_of: tuple[Mapping[str, Any], Sequence[str]],
+    names_with: Callable[[list[dict[str, Any]]], Sequence[str]],
+    where: str,
+) -> SavedState:
     """Return the contents of `state_dict` in one form.
 
     Args:
         state_dict: what the user gave.
-        state_names: the tensors that the optimizer keeps per parameter.
+        settings_of: those that a group of the optimizer has, and which of them stay.
+        names_with: tells the tensors that the optimizer keeps per parameter, with such settings.
         where: begins every message.
 
     Raises:
@@ -101,7 +103,13 @@ def read(state_dict: object, state_names: Sequence[str], where: str) -> SavedSta
         for key, reason in layout.ignored.items()
         if any(key in entry for entry in state.values())
     ]
-    keys = {name: layout.names.get(name, name) for name in state_names}
+    has_settings = layout.dialect in settings_of[0]
+    stay = settings_of[1] if has_settings else None  # None: all
+    settings = [
+        _settings(group, layout, stay, f"{where}: group {group_id}")
+        for group_id, group in enumerate(groups)
+    ]
+    keys = {name: layout.names.get(name, name) for name in names_with(settings)}
     saved: list[SavedGroup] = []
     n_before = 0
     for group_id, group in enumerate(groups):
@@ -115,8 +123,8 @@ def read(state_dict: object, state_names: Sequence[str], where: str) -> SavedSta
             for i, param in enumerate(group["params"])
         ]
         n_before += len(entries)
-        saved.append(SavedGroup(_settings(group, layout, f"{where}: group {group_id}"), entries))
-    return SavedState(layout, saved, left_out)
+        saved.append(SavedGroup(settings[group_id], entries))
+    return SavedState(layout, saved, left_out, has_settings)
 
 
 def _structure(
@@ -177,13 +185,15 @@ def _recognise(
         own = any(state.values()) or any("on_nonfinite" in group for group in groups)
         return OWN if own else REFERENCE
     if groups and all("betas" in group for group in groups):
+        if any("on_nonfinite" in group for group in groups):
+            return OWN_ADAM
         in_group = any("step" in group for group in groups)
         in_state = any("step" in entry for entry in state.values())
         return APEX if in_group and not in_state else TORCH
     found = sorted({str(key) for group in groups for key in group} - {"params"})
     raise ValueError(
         f"{where}: unknown layout, the file's groups have {_listed(found)}; known are "
-        "bertadam_cuda and BertAdam ('b1', 'b2', 'e'), torch Adam/AdamW and apex FusedAdam "
+        "BertAdam ('b1', 'b2', 'e'), Adam, AdamW, torch Adam/AdamW and apex FusedAdam "
         "('betas', 'eps')"
     )
 
@@ -221,11 +231,14 @@ def _entry(
     }
 
 
-def _settings(group: Mapping[str, Any], layout: Layout, where: str) -> dict[str, Any]:
+def _settings(
+    group: Mapping[str, Any], layout: Layout, stay: Sequence[str] | None, where: str
+) -> dict[str, Any]:
     # Names are taken over from every layout: they describe the file's parameters.
-    left = ("params", *_HERE)
     taken = [
-        key for key in group if key == "param_names" or (layout.has_settings and key not in left)
+        key
+        for key in group
+        if key == "param_names" or (stay is not None and key not in ("params", *stay))
     ]
     settings = {key: group[key] for key in taken}
     names = settings.get("param_names")
@@ -233,45 +246,14 @@ def _settings(group: Mapping[str, Any], layout: Layout, where: str) -> dict[str,
         raise ValueError(
             f"{where} of the file has {len(group['params'])} params and {len(names)} param_names"
         )
-    if layout is REFERENCE:
-        settings.update(_schedule_settings(settings, where))
+    if layout is REFERENCE and stay is not None:
+        settings.update(schedule_settings(settings, where))
         # The name of version 0.1.2.
         if "weight_decay_rate" in settings:
             settings["weight_decay"] = settings.pop("weight_decay_rate")
+    if isinstance(settings.get("lr"), torch.Tensor):
+        settings["lr"] = settings["lr"].detach().cpu()  # where it has to be; copied below
     return copy.deepcopy(settings)
-
-
-def _schedule_settings(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return what a BertAdam file says of the schedule, in the terms of this package.
-
-    pytorch-pretrained-BERT 0.6.2 pickles an object; its numbers are read by attribute, so that
-    package is not needed here. It stores warmup as max(warmup, 0), and multiplied by cycles for
-    the schedule with a ramp in every cycle.
-    """
-    if "schedule" not in settings:
-        return {}
-    schedule = settings["schedule"]
-    if isinstance(schedule, str):
-        # The original knows no arguments; what the optimizer has now belongs to its old schedule.
-        return {"schedule_args": None}
-    kind = type(schedule).__name__
-    named = kind in _SCHEDULE_OBJECTS
-    if not named or not hasattr(schedule, "warmup") or not hasattr(schedule, "t_total"):
-        raise ValueError(
-            f"{where} of the file has a schedule of type {kind}, expected a name or one of "
-            f"{_listed(_SCHEDULE_OBJECTS)} with its warmup and t_total"
-        )
-    name, has_cycles = _SCHEDULE_OBJECTS[kind]
-    warmup, t_total = float(schedule.warmup), float(schedule.t_total)
-    cycles = float(schedule.cycles) if has_cycles else 1.0
-    if name == "warmup_cosine_warmup_restarts":
-        warmup /= cycles
-    return {
-        "schedule": name,
-        "warmup": warmup,
-        "t_total": -1 if t_total < 0 else int(t_total) if t_total.is_integer() else t_total,
-        "schedule_args": {"cycles": cycles} if has_cycles else None,
-    }
 
 
 def _listed(names: Any) -> str:

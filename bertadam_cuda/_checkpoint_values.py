@@ -19,7 +19,7 @@ from ._masters import MASTER_PARAM, PARAM_REMAINDER
 _STEP_LIMIT = 2**24
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 #: State that no run of an optimizer makes negative.
-_NON_NEGATIVE = ("exp_avg_sq",)
+_NON_NEGATIVE = ("exp_avg_sq", "max_exp_avg_sq")
 
 
 def checked_state(

@@ -106,14 +106,10 @@ class FusedOptimizer(Planning, Statistics, torch.optim.Optimizer):
             state: dict[str, Tensor] = {
                 "step": torch.zeros((), dtype=torch.float32, device=param.device)
             }
-            for name in self._state_names:
+            for name in self._state_names_of(self.param_groups):
                 state[name] = torch.zeros_like(param, dtype=torch.float32, requires_grad=False)
             state |= _masters.new_master(param, self._master_weights)
         self.state[param] = state
-
-    @property
-    def _state_names(self) -> tuple[str, ...]:
-        return self._state_names_of(self.param_groups)
 
     def _state_names_of(self, groups: list[dict[str, Any]]) -> tuple[str, ...]:
         """Return what a parameter's state holds beside the step, with the settings of `groups`."""

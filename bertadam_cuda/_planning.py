@@ -26,6 +26,9 @@ class Planning:
     #: and of those among them that must agree over all groups.
     _rule_per_optimizer: tuple[str, ...] = ()
 
+    #: Settings that a loaded file does not change.
+    _fixed_settings: tuple[str, ...] = ()
+
     param_groups: list[dict[str, Any]]
     state: Any
     _binary: ModuleType

@@ -20,6 +20,8 @@ from .schedules import last_position, multiplier
 MAX_POSITION = 2**24
 #: Entries of a first table: about 10 ms to evaluate, and most fine-tuning ends before.
 _FIRST_LENGTH = 2**14
+#: Tables at a time, the oldest go first: a scheduler may change a beta at every step.
+_MOST_KEPT = 64
 
 
 class Table(NamedTuple):
@@ -72,6 +74,8 @@ class Tables:
             values = [rule(position) for position in range(n_entries)]
             tensor = torch.tensor(values, dtype=torch.float64, device=device)
             self._kept[key] = Table(tensor, valid_to)
+            if len(self._kept) > _MOST_KEPT:
+                del self._kept[next(iter(self._kept))]
         return self._kept[key]
 
 

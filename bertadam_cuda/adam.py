@@ -197,6 +197,8 @@ class AdamW(Adam):
         0.01
     """
 
+    _fixed_settings = ("decoupled_weight_decay",)
+
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]],
