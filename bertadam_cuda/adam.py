@@ -83,7 +83,10 @@ class Adam(FusedOptimizer):
         ['exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'step']
     """
 
-    _rule_keys = ("betas", "eps", "weight_decay", "amsgrad", "decoupled_weight_decay")
+    _rule_keys = (
+        *("betas", "eps", "weight_decay", "amsgrad"),
+        *("decoupled_weight_decay", "differentiable"),
+    )
     _rule_per_optimizer = ("amsgrad",)
 
     def __init__(

@@ -11,6 +11,16 @@ import torch
 from torch import Tensor
 
 
+class AdamResult(NamedTuple):
+    """New values after one update, all float64; `update` is the direction before lr."""
+
+    param: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    max_exp_avg_sq: Tensor | None
+    update: Tensor
+
+
 class BertAdamResult(NamedTuple):
     """New values after one update, all float64; `update` is the direction before lr."""
 
@@ -92,3 +102,38 @@ def bert_adam_step(
     if weight_decay > 0:
         u = u + weight_decay * p
     return BertAdamResult(p - lr * u, m, v, u)
+
+
+def adam_step(
+    p: Tensor,
+    g: Tensor,
+    m: Tensor,
+    v: Tensor,
+    max_v: Tensor | None = None,
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    l2_decay: float = 0.0,
+    decoupled_decay: float = 0.0,
+    bias_correction_step: int | None = None,
+) -> AdamResult:
+    """Return the result of one Adam update of one parameter; nothing is written in place.
+
+    `g`: clipped, and negated to maximise. g' = g + l2_decay*p, m' = b1*m + (1-b1)*g',
+    v' = b2*v + (1-b2)*g'^2, w = v' or, where `max_v` is given (AMSGrad), max(max_v, v');
+    u = m'/(1-b1^t) / (sqrt(w/(1-b2^t)) + eps) + decoupled_decay*p, p' = p - lr*u.
+    `bias_correction_step` = t, from 1; None is without. Where m' = 0 its quotient is 0 also for
+    eps = 0. Source: torch.optim.adam, `_single_tensor_adam`.
+    """
+    p, g, m, v = (tensor.detach().double() for tensor in (p, g, m, v))
+    g = g + l2_decay * p
+    m = betas[0] * m + (1 - betas[0]) * g
+    v = betas[1] * v + (1 - betas[1]) * g * g
+    max_v = None if max_v is None else torch.maximum(max_v.double(), v)
+    root = v if max_v is None else max_v
+    t = bias_correction_step
+    m_hat = m if t is None else m / (1 - betas[0] ** t)
+    root = root if t is None else root / (1 - betas[1] ** t)
+    u = torch.where(m == 0, m, m_hat / (root.sqrt() + eps)) + decoupled_decay * p
+    return AdamResult(p - lr * u, m, v, max_v, u)

@@ -57,15 +57,17 @@ def as_groups(params: list[nn.Parameter]) -> list[dict[str, Any]]:
 class Twin:
     """One optimizer on one device."""
 
+    make: Callable[..., torch.optim.Optimizer] = BertAdam
+    groups = staticmethod(as_groups)
+
     def __init__(self, params: list[nn.Parameter], device: str, **settings: Any) -> None:
         self.device = device
         self.params = [nn.Parameter(to_device(p.detach(), device)) for p in params]
-        make: Callable[..., BertAdam] = BertAdam
-        groups = as_groups(self.params)
+        groups = self.groups(self.params)
         if settings.get("lr") == 0.0:  # a null step is one of every group
             for group in groups:
                 group["lr"] = 0.0
-        self.opt = make(groups, **{"lr": 0.1, **settings})
+        self.opt: Any = type(self).make(groups, **{"lr": 0.1, **settings})
 
     def step(self, grads: Grads) -> None:
         for param, grad in zip(self.params, grads, strict=True):
@@ -104,10 +106,16 @@ def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
     return len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))
 
 
-def run(params: list[nn.Parameter], device: str, n_steps: int = 4, **settings: Any) -> list[Tensor]:
+def run(
+    params: list[nn.Parameter],
+    device: str,
+    n_steps: int = 4,
+    kind: type[Twin] = Twin,
+    **settings: Any,
+) -> list[Tensor]:
     workers = settings.pop("workers", 0)
     retained_draws = settings.pop("retained_draws", -1)
-    twin = Twin(copy.deepcopy(params), device, **settings)
+    twin = kind(copy.deepcopy(params), device, **settings)
     for step in range(n_steps):
         for plan in twin.opt._plans:
             plan.workers = workers

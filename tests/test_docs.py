@@ -8,12 +8,18 @@ from pathlib import Path
 
 import pytest
 
+import bertadam_cuda.adam
 import bertadam_cuda.bert_adam
 import bertadam_cuda.param_groups
 import bertadam_cuda.schedules
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = (bertadam_cuda.bert_adam, bertadam_cuda.param_groups, bertadam_cuda.schedules)
+MODULES = (
+    bertadam_cuda.adam,
+    bertadam_cuda.bert_adam,
+    bertadam_cuda.param_groups,
+    bertadam_cuda.schedules,
+)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
@@ -21,9 +27,11 @@ def test_examples_in_docstrings(module: object) -> None:
     assert doctest.testmod(module, verbose=False).failed == 0  # type: ignore[arg-type]
 
 
-def test_bert_adam_has_an_example() -> None:
-    assert bertadam_cuda.BertAdam.__doc__ is not None
-    assert len(doctest.DocTestParser().get_examples(bertadam_cuda.BertAdam.__doc__)) >= 5
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "BertAdam"])
+def test_an_optimizer_has_an_example(name: str) -> None:
+    text = getattr(bertadam_cuda, name).__doc__
+    assert text is not None
+    assert len(doctest.DocTestParser().get_examples(text)) >= 5
 
 
 def test_examples_in_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
