@@ -12,7 +12,7 @@ import itertools
 from typing import Any
 
 import torch
-from backends import Twin
+from backends import Grads, Twin
 from torch import Tensor, nn
 
 from bertadam_cuda import Adam, AdamW
@@ -149,7 +149,7 @@ def adam_groups(params: list[nn.Parameter]) -> list[dict[str, Any]]:
     """Three groups that differ in everything a group may differ in."""
     settings: list[dict[str, Any]] = [
         {"weight_decay": 0.1},
-        {"lr": 0.3, "max_grad_norm": 0.5, "betas": (0.8, 0.99), "maximize": True},
+        {"lr": 0.3, "betas": (0.8, 0.99), "maximize": True},
         {"weight_decay": 0.2, "decoupled_weight_decay": True, "eps": 1e-3, "t_total": 7},
     ]
     return [{"params": params[i::3], **group} for i, group in enumerate(settings)]
@@ -160,3 +160,9 @@ class AdamTwin(Twin):
 
     make = Adam
     groups = staticmethod(adam_groups)
+
+    def step(self, grads: Grads) -> None:
+        """One norm over all would skip every step: some gradient is never finite."""
+        if self.opt.param_groups[0]["clip"] == "global":
+            grads = [g if g is None else g.nan_to_num_(1.0, 1.0, -1.0) for g in grads]
+        super().step(grads)

@@ -46,11 +46,11 @@ def test_instruction_sets_and_workers_give_the_same_bits(
 
 
 @pytest.mark.parametrize(
-    "change", [{"weight_decay": 0.3001}, {"eps": 1e-7}, {"amsgrad": False}], ids=str
+    "change", [{"max_grad_norm": 1.001}, {"eps": 1e-7}, {"amsgrad": False}, {"lr": 0.11}], ids=str
 )
 def test_another_setting_gives_other_bits(change: dict[str, Any]) -> None:
     """A negative control: everything that is varied reaches the bits."""
-    settings: dict[str, Any] = {"amsgrad": True, "weight_decay": 0.3}
+    settings: dict[str, Any] = {"amsgrad": True, "lr": 0.1, **MODES["global"]}
     params = odd_params()
     expected = run(params, "cpu", kind=AdamTwin, **settings)
     assert same(run(params, "cpu", kind=AdamTwin, **settings), expected)
