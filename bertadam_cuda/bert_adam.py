@@ -34,7 +34,8 @@ class BertAdam(FusedOptimizer):
             any of these, in any mixture (on CUDA devices so far float32 only); dense in memory up
             to a permutation of the dimensions, on the CPU or CUDA devices (one launch each).
         lr: base learning rate, >= 0, in units of p; `group['lr']` is read at every step, so torch's
-            lr schedulers work (on top of an own schedule they multiply, with one warning).
+            lr schedulers work (on top of an own schedule they multiply, with one warning). Also a
+            tensor of one element on the CPU, see Adam.
         warmup: fraction of t_total spent on the warm-up, in [0, 1), or -1 for none (default).
         t_total: updates in the schedule, > 0, or -1 for a constant lr (default). Past it the lr
             keeps its value at t_total, with one warning.
@@ -103,7 +104,7 @@ class BertAdam(FusedOptimizer):
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]],
-        lr: float,
+        lr: float | Tensor,
         warmup: float = -1,
         t_total: float = -1,
         schedule: schedules.Schedule = "warmup_linear",

@@ -11,9 +11,11 @@ from adam_cases import CLASSES, STATES, Pair, all_options, clones, make_params, 
 from oracle import expected_multiplier
 from torch import nn
 
-from bertadam_cuda import Adam, AdamW, BertAdam
+from bertadam_cuda import Adam, AdamW, BertAdam, _ext
+from bertadam_cuda._masters import join
 from bertadam_cuda.reference import adam_step, clip_coefficient, gradient_norm
 
+_C = _ext.load()
 OPTIONS = all_options()
 options = pytest.mark.parametrize("settings", OPTIONS.values(), ids=OPTIONS)
 kinds = pytest.mark.parametrize("kind", CLASSES)
@@ -139,3 +141,43 @@ def test_a_nan_stays_in_the_maximum() -> None:
         found, expected = opt.state[param][key], oracle.state[twin][key]
         assert torch.equal(found.isnan(), expected.isnan()), key
         assert torch.equal(found.isinf(), expected.isinf()), key
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("mode", ["fp32", "remainder"])
+def test_masters_are_the_parameters_of_a_float32_run(mode: str, amsgrad: bool) -> None:
+    """Bit for bit, with bfloat16 parameters: how they are kept is nothing to a rule."""
+    params = [nn.Parameter(param.detach().bfloat16()) for param in make_params()]
+    twins = [nn.Parameter(param.detach().float()) for param in params]
+    settings = {"lr": 0.01, "weight_decay": 0.1, "amsgrad": amsgrad}
+    opt, plain = Adam(params, master_weights=mode, **settings), Adam(twins, **settings)
+    for step in range(5):
+        train(opt, range(step, step + 1))  # gradients of bfloat16
+        for param, twin in zip(params, twins, strict=True):
+            assert param.grad is not None
+            twin.grad = param.grad.float()
+        plain.step()
+    for param, twin in zip(params, twins, strict=True):
+        state = opt.state[param]
+        own = state["master_param"] if mode == "fp32" else join(param, state["param_remainder"])
+        assert torch.equal(own, twin)
+        for key in plain.state[twin]:
+            assert torch.equal(state[key], plain.state[twin][key])
+
+
+def test_every_rule_belongs_to_a_class_and_names_its_states() -> None:
+    """What the binary lists is what the classes choose from, and what their states hold."""
+    chosen = set()
+    for opt in (Adam([one()]), Adam([one()], amsgrad=True), AdamW([one()]), BertAdam([one()], 0.1)):
+        rule = opt._rule_name(opt.param_groups)
+        opt.step()
+        (state,) = opt.state.values()
+        assert tuple(state) == ("step", *_C.rules[rule])
+        chosen.add(rule)
+    assert chosen == set(_C.rules)
+
+
+def one() -> nn.Parameter:
+    param = nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    return param

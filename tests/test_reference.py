@@ -9,7 +9,7 @@ import pytest
 import torch
 from oracle import Oracle
 
-from bertadam_cuda.reference import bert_adam_step, clip_coefficient, gradient_norm
+from bertadam_cuda.reference import adam_step, bert_adam_step, clip_coefficient, gradient_norm
 
 
 def test_clip_coefficient_by_hand() -> None:
@@ -91,3 +91,21 @@ def test_rules_agree_with_the_oracle(clip: str, bias_correction: bool) -> None:
         np.testing.assert_allclose(param.p, p[i].numpy(), rtol=1e-12, atol=1e-13)
         np.testing.assert_allclose(param.m, m[i].numpy(), rtol=1e-12, atol=1e-15)
         np.testing.assert_allclose(param.v, v[i].numpy(), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_adam_steps_equal_torch(decoupled: bool, amsgrad: bool) -> None:
+    torch.manual_seed(0)
+    p = torch.randn(50, dtype=torch.float64)
+    theirs = p.clone().requires_grad_()
+    settings = {"decoupled_weight_decay": decoupled, "amsgrad": amsgrad}
+    adam = torch.optim.Adam([theirs], lr=0.01, weight_decay=0.1, **settings)
+    decay = {"decoupled_decay" if decoupled else "l2_decay": 0.1}
+    states = [torch.zeros_like(p) for _ in range(2 + amsgrad)]
+    for t in range(1, 30):
+        theirs.grad = torch.randn_like(p) * t % 7
+        adam.step()
+        new = adam_step(p, theirs.grad, *states, lr=0.01, bias_correction_step=t, **decay)
+        p, states = new.param, [value for value in new[1:4] if value is not None]
+    torch.testing.assert_close(p, theirs.detach(), rtol=1e-12, atol=1e-12)
