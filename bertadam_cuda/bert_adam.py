@@ -31,8 +31,8 @@ class BertAdam(FusedOptimizer):
     Args:
         params: parameters, (name, parameter) pairs, or groups (dicts) that may override every
             setting below but those marked *. float32, bfloat16 or float16, each with gradients of
-            any of these, in any mixture (on CUDA devices so far float32 only); dense in memory up
-            to a permutation of the dimensions, on the CPU or CUDA devices (one launch each).
+            any of these, in any mixture; dense in memory up to a permutation of the dimensions, on
+            the CPU or CUDA devices (one launch each).
         lr: base learning rate, >= 0, in units of p; `group['lr']` is read at every step, so torch's
             lr schedulers work (on top of an own schedule they multiply, with one warning).
         warmup: fraction of t_total spent on the warm-up, in [0, 1), or -1 for none (default).

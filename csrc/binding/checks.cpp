@@ -134,14 +134,6 @@ DType check_grad(const at::Tensor& grad, const at::Tensor& param, const std::str
   return *type;
 }
 
-void check_backend(const at::Tensor& param, DType grad, const std::string& where, const std::string& name) {
-  if (!param.is_cuda() || (param.scalar_type() == at::kFloat && grad == DType::kFloat32)) return;
-  throw py::type_error(text(where, ": ", name, " has dtype ", dtype_name(param.scalar_type()), " on ", param.device(),
-                            grad == DType::kFloat32 ? "" : " and a gradient of 16 bits",
-                            "; CUDA devices support float32 parameters with float32 gradients so far: cast them, or "
-                            "train on the CPU"));
-}
-
 void check_state(const at::Tensor& state, const StateOf& of, const std::string& where, const std::string& name) {
   const auto& [param, key, dtype] = of;
   if (state.device() != param.device()) {

@@ -34,9 +34,6 @@ struct StateOf {
 };
 void check_state(const at::Tensor& state, const StateOf& of, const std::string& where, const std::string& name);
 
-// The kernels for CUDA devices know float32 alone so far.
-void check_backend(const at::Tensor& param, DType grad, const std::string& where, const std::string& name);
-
 // A counter of the state: 0-dim float32 on the parameter's device.
 void check_counter(const at::Tensor& counter, const at::Tensor& param, const char* key, const std::string& where,
                    const std::string& name);

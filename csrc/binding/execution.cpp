@@ -93,8 +93,27 @@ void Execution::prepare() {
     groups_[i].needs_norm = settings_.group_needs_norm[i];
     null_step = null_step && groups_[i].lr == 0.0;
   }
+  if (device_.is_cuda()) see_types();
   if (!list_fits_ || null_step != null_step_) make_list(null_step);
 }
+
+// How much a GPU can keep on chip depends on the types.
+void Execution::see_types() {
+  const uint32_t before = seen_types_;
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    if (grads_[i] != nullptr) seen_types_ |= 1u << rows_[i].types;
+  }
+  if (seen_types_ != before) list_fits_ = false;
+}
+
+#if defined(BERTADAM_WITH_CUDA)
+uint32_t Execution::types() const {
+  if (seen_types_ == 0 || (seen_types_ & (seen_types_ - 1)) != 0) return cuda::kAnyTypes;
+  uint32_t code = 0;
+  while ((seen_types_ >> code & 1u) == 0) ++code;
+  return code;
+}
+#endif
 
 void Execution::make_list(bool null_step) {
   std::vector<bool> needs_norm;
@@ -117,7 +136,7 @@ PlanOptions Execution::plan_options(bool wait_for_all) const {
 #if defined(BERTADAM_WITH_CUDA)
   if (device_.is_cuda()) {
     cuda::RingShape shape{};
-    const int error = cuda::ring_shape(device_.index(), &shape);
+    const int error = cuda::ring_shape(device_.index(), types(), &shape);
     TORCH_CHECK(error == 0, where_, ": CUDA error while planning: ", cuda::error_string(error));
     const int64_t kept_slots = std::max<int64_t>(1, int64_t{shape.n_slots} - cuda::kSlotsInPassage);
     return {cuda::kPartElements, cuda::kItemsPerDraw, wait_for_all, PlanOrder::kRetaining,
@@ -234,8 +253,8 @@ void Execution::run_on_cuda() {
       tensor.record_stream(stream);
     }
   }
-  const int error = scratch.launcher->launch_adam_float32(step_args(scratch.workspace), {groups_, rows_, grads_},
-                                                          stream.native_handle(), workers);
+  const int error = scratch.launcher->launch_adam(step_args(scratch.workspace), {groups_, rows_, grads_}, types(),
+                                                  stream.native_handle(), workers);
   TORCH_CHECK(error == 0, where_, ": the step could not be launched on ", device_, ": ", cuda::error_string(error));
 #endif
 }

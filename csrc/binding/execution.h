@@ -77,6 +77,10 @@ class Execution {
 #endif
   };
 
+  void see_types();
+#if defined(BERTADAM_WITH_CUDA)
+  uint32_t types() const;  // as the launcher wants them
+#endif
   void make_list(bool null_step);
   PlanOptions plan_options(bool wait_for_all) const;
   size_t n_draws() const;
@@ -93,7 +97,8 @@ class Execution {
   const std::vector<uint32_t> group_;
   const size_t n_groups_;
   ExecutionSettings settings_;
-  bool null_step_ = false;  // every learning rate is 0: the step counts only if some gradient is not
+  bool null_step_ = false;   // every learning rate is 0: the step counts only if some gradient is not
+  uint32_t seen_types_ = 0;  // a bit for each code of a row that any step had, so that absent gradients change nothing
   bool list_fits_ = false;
   int64_t retained_draws_ = -1;
   Plan plan_;

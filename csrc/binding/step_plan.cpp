@@ -45,7 +45,6 @@ StepPlan::StepPlan(std::string where, py::list param_groups, py::dict state, at:
       names_.push_back(param_name(param_groups[g], g, i));
       const ParamStorage stored = check_param(param, storage_, where_, names_.back());
       const DType grad = *grad_type_of(param.scalar_type());
-      check_backend(param, grad, where_, names_.back());
       const auto* const begin = static_cast<const char*>(param.const_data_ptr());
       if (param.numel() > 0)
         memory.push_back({begin, begin + param.nbytes(), static_cast<uint32_t>(entries_.size()), "the memory"});

@@ -79,15 +79,31 @@ __device__ __forceinline__ uint64_t keep_in_l2() {
   return policy;
 }
 
-__device__ __forceinline__ void load4(float (&x)[4], const float* address) {
+__device__ __forceinline__ void load_words(float (&x)[4], const void* address) {
   asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.f32 {%0, %1, %2, %3}, [%4], %5;"
                : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
                : "l"(address), "l"(keep_in_l2()));
 }
 
-__device__ __forceinline__ void store4(float* address, const float (&x)[4]) {
+__device__ __forceinline__ void load_words(uint32_t (&x)[4], const void* address) {
+  asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+               : "l"(address), "l"(keep_in_l2()));
+}
+
+__device__ __forceinline__ void load_words(uint32_t (&x)[2], const void* address) {
+  asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v2.u32 {%0, %1}, [%2], %3;"
+               : "=r"(x[0]), "=r"(x[1])
+               : "l"(address), "l"(keep_in_l2()));
+}
+
+__device__ __forceinline__ void store_words(void* address, const float (&x)[4]) {
   asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(address), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
                : "memory");
+}
+
+__device__ __forceinline__ void store_words(void* address, const uint32_t (&x)[2]) {
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(address), "r"(x[0]), "r"(x[1]) : "memory");
 }
 
 }  // namespace bertadam::cuda

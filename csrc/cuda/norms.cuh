@@ -4,7 +4,7 @@
 #pragma once
 
 #include "core/rules/clip.h"
-#include "cuda/memory.cuh"
+#include "cuda/elements.cuh"
 #include "cuda/ring.cuh"
 
 namespace bertadam::cuda {
@@ -19,33 +19,42 @@ __device__ __forceinline__ Element* shuffled(Element* pointer, int lane) {
 }
 
 // The gradients of a draw, four elements of a leaf at a time; those past the leaf's end count as zero.
+template <class Types, class Grad>
 struct WholeLeaves {  // in a slot, all of them full
-  const float* slot;
+  const unsigned char* slot;
 
   __device__ void load(float (&x)[4], int leaf, int first) const {
-    *reinterpret_cast<float4*>(x) = *reinterpret_cast<const float4*>(slot + leaf * kLeafElements + first);
+    constexpr int kStride = kLeafElements * Types::kMostGradBytes;
+    load_four_from_slot(x, reinterpret_cast<const Grad*>(slot + leaf * kStride) + first);
   }
 };
+template <class Types>
 struct PartialLeaves {  // in a slot
-  const float* slot;
+  const unsigned char* slot;
   const Part* parts;
 
   __device__ void load(float (&x)[4], int leaf, int first) const {
-    WholeLeaves{slot}.load(x, leaf, first);
+    Types::with_grad(parts[leaf].types,
+                     [&](auto grad) { WholeLeaves<Types, decltype(grad)>{slot}.load(x, leaf, first); });
     const int n = parts[leaf].n;
 #pragma unroll
     for (int k = 0; k < 4; ++k) x[k] = first + k < n ? x[k] : 0.0f;
   }
 };
-struct DistantLeaves {  // in global memory: lane k has leaf k's address and length
-  const float* grad;
+template <class Types>
+struct DistantLeaves {  // in global memory: lane k has leaf k's address, type and length
+  const void* grad;
+  uint32_t types;
   int n;
 
   __device__ void load(float (&x)[4], int leaf, int first) const {
-    const float* const data = shuffled(grad, leaf);
+    const void* const data = shuffled(grad, leaf);
     const int end = __shfl_sync(kFullWarp, n, leaf);
+    Types::with_grad(__shfl_sync(kFullWarp, types, leaf), [&](auto element) {
+      const auto* const elements = static_cast<const decltype(element)*>(data);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) x[k] = first + k < end ? data[first + k] : 0.0f;
+      for (int k = 0; k < 4; ++k) x[k] = first + k < end ? to_float(elements[first + k]) : 0.0f;
+    });
   }
 };
 
@@ -246,6 +255,7 @@ class NormTrees {
 };
 
 // The norms of a draw in the ring, by one warp.
+template <class Types>
 class DrawNorms {
  public:
   __device__ DrawNorms(const Block& block, double* scratch) : block_(block), trees_(block), scratch_(scratch) {}
@@ -261,10 +271,17 @@ class DrawNorms {
 
  private:
   __device__ double sums_of(uint32_t slot, const Draw& draw) {
-    const float* const grads = block_.ring.part_grads(slot, 0);
-    const int n = lane_id() < kLeaves ? draw.parts[lane_id()].n : kLeafElements;
-    return __all_sync(kFullWarp, n == kLeafElements) ? leaf_sums(WholeLeaves{grads})
-                                                     : leaf_sums(PartialLeaves{grads, draw.parts});
+    const unsigned char* const grads = block_.ring.part_grads(slot, 0);
+    const uint32_t types = draw.parts[0].types;
+    bool is_plain = true;  // nearly every draw
+    if (lane_id() < kLeaves) {
+      const Part& part = draw.parts[lane_id()];
+      is_plain = part.n == kLeafElements && part.types == types;
+    }
+    if (!__all_sync(kFullWarp, is_plain)) return leaf_sums(PartialLeaves<Types>{grads, draw.parts});
+    double sum = 0.0;
+    Types::with_grad(types, [&](auto grad) { sum = leaf_sums(WholeLeaves<Types, decltype(grad)>{grads}); });
+    return sum;
   }
 
   const Block& block_;
@@ -274,8 +291,9 @@ class DrawNorms {
 
 // The role of a norm warp: the norms of draws that are kept, in every kNormWarps-th slot of the ring. It keeps to its
 // slots, so that it misses no phase of their barriers. Other norms are the update warps'.
+template <class Types>
 __device__ __forceinline__ void run_norm_warp(const Block& block, int which, double* scratch) {
-  DrawNorms norms(block, scratch);
+  DrawNorms<Types> norms(block, scratch);
   uint32_t parity = 0;
   for (uint32_t slot = which;;) {
     block.ring.full[slot].wait(parity);
