@@ -6,7 +6,7 @@
 
 #include "core/random_bits.h"
 #include "core/storage.h"
-#include "cuda/memory.cuh"
+#include "cuda/ptx.cuh"
 
 namespace bertadam::cuda {
 

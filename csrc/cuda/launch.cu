@@ -80,7 +80,7 @@ int find_ring_shape(int device, const Instance& instance, RingShape* shape) {
   BERTADAM_RETURN_IF_ERROR(cudaFuncGetAttributes(&attributes, kernel));
   const size_t available = static_cast<size_t>(shared_bytes) - attributes.sharedSizeBytes;
   *shape = {multiprocessors, static_cast<uint32_t>(available / RingMemory::slot_bytes(instance.grad_bytes))};
-  if (shape->n_slots == 0) return static_cast<int>(cudaErrorInvalidConfiguration);
+  if (shape->n_slots < kNormWarps) return static_cast<int>(cudaErrorInvalidConfiguration);  // each has one
   BERTADAM_RETURN_IF_ERROR(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                 static_cast<int>(ring_bytes(instance, *shape))));
   return 0;

@@ -75,9 +75,7 @@ class Producer {
 
   // What this block is likely to draw next: the list is read once, so every item comes from far.
   __device__ void prefetch_items(uint32_t draw) const {
-    if (lane_id() == 0 && draw < args_.n_draws) {
-      asm volatile("prefetch.global.L2 [%0];" ::"l"(args_.items + size_t{draw} * kItemsPerDraw));
-    }
+    if (lane_id() == 0 && draw < args_.n_draws) prefetch_to_l2(args_.items + size_t{draw} * kItemsPerDraw);
   }
 
   // Fills `n` slots with draws [first, first + n) of the list, of which only `kinds` are done.
@@ -175,7 +173,7 @@ class Producer {
 
   // One draw without the ring: its norms now, its updates later.
   __device__ void help() {
-    if (load_relaxed(&args_.workspace.counters->ticket) >= args_.n_draws) return;
+    if (__any_sync(kFullWarp, load_relaxed(&args_.workspace.counters->ticket) >= args_.n_draws)) return;
     const uint32_t index = draw_tickets(1);
     if (index >= args_.n_draws) return;
     const WorkItem item = lane_id() < kItemsPerDraw ? tables_.item_of(index, lane_id()) : WorkItem{kNoTensor, 0};
