@@ -21,7 +21,8 @@ struct TaggedDouble {
     return has_epoch(pair.words[0], epoch) && has_epoch(pair.words[1], epoch);
   }
   __device__ double value() const {
-    return __longlong_as_double(static_cast<long long>(uint64_t{payload(pair.words[1])} << 32 | payload(pair.words[0])));
+    return __longlong_as_double(
+        static_cast<long long>(uint64_t{payload(pair.words[1])} << 32 | payload(pair.words[0])));
   }
 };
 
