@@ -24,17 +24,9 @@ import torch
 import transformers
 from bench_report import Circumstances
 from bert_model import MAX_POSITIONS, SIZES, masked_loss, random_bert
-from contenders import (
-    FUSED,
-    OURS,
-    WEIGHT_DECAY,
-    Contender,
-    Groups,
-    Step,
-    WrongResult,
-    check,
-    contenders,
-)
+from contender_check import WrongResult, check
+from contender_steps import Groups, Step
+from contenders import FUSED, OURS, WEIGHT_DECAY, Contender, contenders
 from iteration_timing import GpuTimeline, HostTimeline, Timeline, timed_runs
 from masking import MaskedBatch, masked_batch
 from profile_report import Row, Subject, draw, table, write_csv
