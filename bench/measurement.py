@@ -77,6 +77,10 @@ def refusals(candidates: Sequence[Contender], device: torch.device) -> Notes:
     """Check every contender; returns the labels of those that cannot be timed, and why."""
     notes: Notes = {}
     for contender in candidates:
+        if device.type not in (contender.only_on or device.type):
+            runs_on = " or ".join(contender.only_on)
+            notes[contender.label] = f"missing: runs on {runs_on} only"
+            continue
         try:
             check(contender, device)
         except WrongResult as error:
@@ -95,7 +99,7 @@ def start(candidates: Sequence[Contender], groups: Groups, notes: Notes) -> dict
     started: dict[str, _Started] = {}
     for contender in candidates:
         if contender.label not in notes:
-            with _named_failure(contender, notes):
+            with named_failure(contender, notes):
                 # Optimizers keep and complete the dicts that they get.
                 call = contender.build([dict(group) for group in groups])
                 call()  # makes the moments
@@ -103,13 +107,13 @@ def start(candidates: Sequence[Contender], groups: Groups, notes: Notes) -> dict
     # Again once all of them hold their moments, so that none runs out of memory while it is timed.
     for contender in list(calls):
         call = calls.pop(contender)
-        with _named_failure(contender, notes):
+        with named_failure(contender, notes):
             started[contender.label] = _Started(call, IdleTimes.of(call, n_calls=1))
     return started
 
 
 @contextmanager
-def _named_failure(contender: Contender, notes: Notes) -> Iterator[None]:
+def named_failure(contender: Contender, notes: Notes) -> Iterator[None]:
     """Turn a lack of memory, and what other packages raise for large inputs, into a note."""
     try:
         yield
