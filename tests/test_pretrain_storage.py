@@ -27,7 +27,6 @@ WAYS: dict[str, tuple[object, ...]] = {
     "bf16-none": ("--dtype", "bf16", "--master-weights", "none"),
     "bf16-stochastic": ("--dtype", "bf16", "--stochastic-rounding", "--seed", 3),
     "fp16-fp32": ("--dtype", "fp16"),
-    "fp16-none": ("--dtype", "fp16", "--master-weights", "none"),
 }
 MASTER_KEYS = {"remainder": "param_remainder", "fp32": "master_param"}
 
@@ -150,9 +149,11 @@ def test_run_of_16_bits_learns_and_says_so_in_its_log(
     assert records[0]["loss_scaler"] == (OUR_SCALER if dtype == "fp16" else None)
 
 
-def resumed(program: Program, tmp_path: Path, way: str, lost: str | None = None) -> bool:
+def resumed(
+    program: Program, tmp_path: Path, way: str, lost: str | None = None, device: str = "cpu"
+) -> bool:
     """Whether a run in two pieces is the whole one; `lost` is set to 0 in between."""
-    more = (*WAYS[way], "--dropout", 0.1)
+    more = (*WAYS[way], "--dropout", 0.1, "--device", device)
     whole, file = tmp_path / "whole.pt", tmp_path / "pieces.pt"
     assert program(*more, "--checkpoint", whole, out="whole") == 0
     assert program(*more, "--checkpoint", file, "--stop-after", 7, out="pieces") == 0
@@ -180,6 +181,14 @@ def test_resumed_run_of_16_bits_equals_the_uninterrupted_one(
     program: Program, tmp_path: Path, way: str
 ) -> None:
     assert resumed(program, tmp_path, way)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", WAYS)
+def test_resumed_run_of_16_bits_equals_the_uninterrupted_one_on_a_gpu(
+    program: Program, tmp_path: Path, way: str
+) -> None:
+    assert resumed(program, tmp_path, way, device="cuda")
 
 
 @pytest.mark.parametrize("way", ["bf16-remainder", "bf16-fp32"])
