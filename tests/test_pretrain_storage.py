@@ -163,7 +163,7 @@ def resumed(
         for state in saved["stepper"]["optimizer"]["state"].values():
             state[lost].zero_()
         torch.save(saved, file)
-    assert program("--resume", file, "--checkpoint", file, out="pieces") == 0
+    assert program("--resume", file, "--checkpoint", file, "--device", device, out="pieces") == 0
     one, other = (torch.load(each, weights_only=True) for each in (whole, file))
     logs = [losses(read_log(tmp_path / out / "log.jsonl"), "train") for out in ("whole", "pieces")]
     equal = all(torch.equal(weight, other["model"][name]) for name, weight in one["model"].items())
