@@ -37,14 +37,24 @@ class _Case:
     grad_norm: float
 
 
+def _cases(dtype: torch.dtype) -> list[_Case]:
+    """Tensors, of which the first decays. Limits of 1 clip some of their gradients.
+
+    The last one is so large that an update is a fraction of what 16 bits can tell apart: who has
+    masters adds the fractions up.
+    """
+    large = 1.0 if dtype == torch.float32 else 4 * LR / torch.finfo(dtype).eps
+    return [
+        _Case((16, 12), 0.03, 3.0),
+        _Case((200,), 1e-3, 2.5),
+        _Case((7,), 1e-3, 0.3),
+        _Case((300,), large, 3.0),
+    ]
+
+
 #: So much that 16 bits show it: 3 % of the parameter per step.
 _WEIGHT_DECAY = 30.0
-#: The first one decays. Gradients: two clipped and one not, by a per-tensor limit of 1.
-_CASES = (_Case((16, 12), 0.03, 3.0), _Case((200,), 1e-3, 2.5), _Case((7,), 1e-3, 0.3))
-#: Parameters so large that an update is a fraction of what 16 bits can tell apart: who has masters
-#: adds the fractions up.
-_LARGE = _Case((300,), math.nan, 3.0)
-#: Factors on the norms, one per step. Adam forgets a constant scale, and with it the clipping.
+#: Factors on the norms, one per step: Adam forgets a constant one, and with it the clipping.
 _SCALES = (1.0, 0.25, 3.0)
 _LOSS_SCALE = 1024.0
 #: Of the change along its expected direction, beside what rounding of single elements makes of it.
@@ -94,8 +104,7 @@ class _Expected:
         self._contender, storage = contender, contender.storage
         self._dtype, self._moment_dtype = DTYPES[storage.dtype], DTYPES[storage.moments]
         self._generator = torch.Generator().manual_seed(0)
-        large = 1.0 if storage.dtype == "fp32" else 4 * LR / torch.finfo(self._dtype).eps
-        self._cases = [*_CASES, _Case(_LARGE.shape, large, _LARGE.grad_norm)]
+        self._cases = _cases(self._dtype)
         self.starts = [
             (case.size * self._random(case.shape)).to(device, self._dtype) for case in self._cases
         ]

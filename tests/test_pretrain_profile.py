@@ -199,8 +199,9 @@ def test_options_of_the_profile_need_it(
 
 
 @pytest.mark.gpu
-def test_profile_runs_on_a_gpu(profiler: Profiler) -> None:
-    status, rows = profiler("--autocast", device="cuda")
+@pytest.mark.parametrize("more", [("--autocast",), ("--dtype", "bf16")], ids=" ".join)
+def test_profile_runs_on_a_gpu(profiler: Profiler, more: tuple[str, ...]) -> None:
+    status, rows = profiler(*more, device="cuda")
     assert status == 0
     for row in rows:
         if not row["note"]:
