@@ -41,6 +41,9 @@ void check_backend(const at::Tensor& param, DType grad, const std::string& where
 void check_counter(const at::Tensor& counter, const at::Tensor& param, const char* key, const std::string& where,
                    const std::string& name);
 
+// What a scaler hands over: one float32, in memory that is there.
+void check_scaler_value(const at::Tensor& value, const char* name, const std::string& where);
+
 // No two intervals may overlap; sorts them.
 void check_disjoint(std::vector<Interval>& intervals, const std::string& where, const std::vector<std::string>& names);
 
