@@ -7,7 +7,11 @@ gradient was not finite. Source: torch/amp/grad_scaler.py, `GradScaler.step`, in
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from torch import Tensor
 
 _SET_BY_SCALERS = ("grad_scale", "found_inf", "_finds_inf")
 
@@ -24,6 +28,23 @@ def of(optimizer: Any) -> Any:
         found_inf=found_inf,
         finds_inf="_finds_inf" in attributes,
     )
+
+
+@contextmanager
+def finding_inf(optimizer: Any, scale: Tensor, found_inf: Tensor) -> Iterator[None]:
+    """Have the step within divide by `scale` and write `found_inf` itself.
+
+    A `grad_scale` that somebody has set is multiplied into the scale, and is gone afterwards, as
+    with torch's scaler.
+    """
+    attributes = vars(optimizer)
+    if "grad_scale" in attributes:
+        scale = scale * attributes["grad_scale"]
+    attributes.update(grad_scale=scale, found_inf=found_inf, _finds_inf=True)
+    try:
+        yield
+    finally:
+        forget(optimizer)
 
 
 def forget(optimizer: Any) -> None:

@@ -100,10 +100,6 @@ void Execution::prepare() {
 }
 
 void Execution::choose_list() {
-  std::vector<bool> needs_norm;
-  for (const uint32_t group : group_) needs_norm.push_back(settings_.group_needs_norm[group]);
-  const bool any_norm = std::find(needs_norm.begin(), needs_norm.end(), true) != needs_norm.end();
-  const bool wait_for_all = (settings_.clip_by_total_norm && any_norm) || null_step_ || scaling.finds_inf;
   if (!lists_fit_) {
     lists_ = {};
     list_ = nullptr;
@@ -111,14 +107,27 @@ void Execution::choose_list() {
     clip_coefficients_ = at::full_like(clip_coefficients_, kNaN);
     lists_fit_ = true;
   }
+  const bool wait_for_all = (settings_.clip_by_total_norm && any_norm()) || null_step_ || scaling.finds_inf;
   std::unique_ptr<WorkList>& list = lists_[wait_for_all];
-  if (!list) {
-    Plan plan = make_plan(n_elements_, group_, needs_norm, plan_options(wait_for_all));
-    TORCH_CHECK(plan.items.size() < (size_t{1} << 31), where_, ": the parameters make ", plan.items.size(),
-                " work items, at most 2^31 are supported");
-    list = std::make_unique<WorkList>(std::move(plan), device_, std::max(n_elements_.size(), n_groups_));
-  }
+  if (!list) list = make_list(wait_for_all);
   list_ = list.get();
+}
+
+std::unique_ptr<WorkList> Execution::make_list(bool wait_for_all) const {
+  std::vector<bool> needs_norm;
+  for (const uint32_t group : group_) needs_norm.push_back(settings_.group_needs_norm[group]);
+  Plan plan = make_plan(n_elements_, group_, needs_norm, plan_options(wait_for_all));
+  TORCH_CHECK(plan.items.size() < (size_t{1} << 31), where_, ": the parameters make ", plan.items.size(),
+              " work items, at most 2^31 are supported");
+  return std::make_unique<WorkList>(std::move(plan), device_, std::max(n_elements_.size(), n_groups_));
+}
+
+// A group without parameters asks for none.
+bool Execution::any_norm() const {
+  for (const uint32_t group : group_) {
+    if (settings_.group_needs_norm[group]) return true;
+  }
+  return false;
 }
 
 PlanOptions Execution::plan_options(bool wait_for_all) const {

@@ -66,6 +66,8 @@ class Execution {
 
  private:
   void choose_list();
+  std::unique_ptr<WorkList> make_list(bool wait_for_all) const;
+  bool any_norm() const;
   PlanOptions plan_options(bool wait_for_all) const;
   StepArgs step_args(const Workspace& workspace) const;
   void run_on_cpu();

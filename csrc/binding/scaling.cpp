@@ -35,8 +35,10 @@ Scaling::Scaling(std::string where, py::handle grad_scale, py::handle found_inf,
 
 DeviceScaling Scaling::on(at::Device device) const {
   if (scaling_.finds_inf && (!scaling_.found_inf.defined() || scaling_.found_inf.device() != device)) {
-    throw std::runtime_error(where_ + ": found_inf is to be written by a step on " + device.str() +
-                             ", expected a tensor there; use torch.amp.GradScaler for parameters on several devices");
+    throw std::runtime_error(
+        where_ + ": parameters are on " + device.str() +
+        ", but this step of bertadam_cuda.amp.GradScaler finds infinities on another device alone; "
+        "were they moved since the last step? Call scaler.step(optimizer) again");
   }
   return {moved(scaling_.grad_scale, device), moved(scaling_.found_inf, device), scaling_.finds_inf};
 }
