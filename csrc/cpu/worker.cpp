@@ -182,7 +182,7 @@ struct Step {
     for (uint32_t i = 0; i < args.n_tensors; ++i) {
       if (args.grads[i] == nullptr) continue;
       const float coefficient = wait_for_coefficient(i);
-      if (args.waits(args.tensors[i])) args.statistics.coefficients[i] = clipped_to(coefficient);
+      if (args.tensors[i].needs_norm) args.statistics.coefficients[i] = clipped_to(coefficient);
       if (!(coefficient < 0.0f)) *args.rows[i].step += 1.0f;
       if (coefficient == kSkipped) *args.statistics.n_skipped += 1;
     }
