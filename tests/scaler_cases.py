@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -19,6 +20,15 @@ CLIPS: dict[str, dict[str, Any]] = {
     "no clip, global": {"clip": "global", "max_grad_norm": 0.0},
     "propagate": {"on_nonfinite": "propagate"},
 }
+
+#: Parameters of 16 bits, and how they are kept.
+MASTERS: list[tuple[torch.dtype, dict[str, Any]]] = [
+    (torch.float16, {}),
+    (torch.float16, {"master_weights": "fp32"}),
+    (torch.bfloat16, {}),
+    (torch.bfloat16, {"master_weights": "remainder"}),
+    (torch.bfloat16, {"stochastic_rounding": True}),
+]
 
 
 def make_scaler(kind: type[torch.amp.GradScaler], device: str = "cpu", **settings: Any) -> Any:
@@ -90,3 +100,30 @@ def flat(tensor: Tensor) -> Any:
 def attributes(opt: BertAdam) -> set[str]:
     """What a scaler has left on the optimizer."""
     return {"grad_scale", "found_inf", "_finds_inf"} & vars(opt).keys()
+
+
+def make_half(
+    dtype: torch.dtype, device: str = "cpu", **settings: Any
+) -> tuple[list[nn.Parameter], BertAdam]:
+    """Three parameters of 16 bits."""
+    torch.manual_seed(0)
+    params = [nn.Parameter(torch.randn(3000).to(device, dtype)) for _ in range(3)]
+    return params, BertAdam(params, lr=0.1, **settings)
+
+
+def half_step(params: list[nn.Parameter], opt: BertAdam, scaler: Any, step: int) -> None:
+    """One iteration; in every fourth a gradient has an infinity."""
+    torch.manual_seed(step)
+    bad = step % 4 == 2
+    for index, param in enumerate(params):
+        param.grad = (torch.randn(3000) * scaler.get_scale() * 2.0**-4).to(param)
+        if bad and index == step % 3:
+            param.grad[-1] = math.inf
+    scaler.step(opt)
+    scaler.update()
+
+
+def everything(params: list[nn.Parameter], opt: BertAdam) -> list[Tensor]:
+    """Copies of parameters and states."""
+    tensors = [param.detach().clone() for param in params]
+    return tensors + [t.clone() for param in params for t in opt.state[param].values()]

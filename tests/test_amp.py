@@ -107,6 +107,21 @@ def test_statistics_are_those_without_a_scaler(settings: dict[str, Any]) -> None
             assert ours is None or torch.equal(ours.nan_to_num(-1), theirs.nan_to_num(-1))
 
 
+@pytest.mark.parametrize("bad", [None, math.nan])
+def test_a_null_step_under_a_scaler_does_not_count(bad: float | None) -> None:
+    """As checkpointing tools take it: lr 0, gradients 0. With a NaN it is a skipped step."""
+    param = nn.Parameter(torch.ones(3000))
+    opt, scaler = BertAdam([param], lr=0.0), make_scaler(GradScaler)
+    param.grad = torch.zeros(3000)
+    if bad is not None:
+        param.grad[7] = bad
+    scaler.step(opt)
+    scaler.update()
+    assert opt.state[param]["step"].item() == 0
+    assert scaler.get_scale() == (SCALE if bad is None else SCALE / 2)
+    assert int(opt.skipped) == (0 if bad is None else 1)
+
+
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     """A list that grows whenever torch looks through gradients."""
     reads: list[None] = []

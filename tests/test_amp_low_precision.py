@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
 import torch
-from scaler_cases import make_scaler
-from torch import Tensor, nn
+from scaler_cases import MASTERS, everything, half_step, make_half, make_scaler
+from torch import nn
 
 from bertadam_cuda import BertAdam
 from bertadam_cuda.amp import GradScaler
@@ -16,36 +15,7 @@ from bertadam_cuda.amp import GradScaler
 TORCH = torch.amp.GradScaler
 
 
-def make_half(dtype: torch.dtype, **settings: Any) -> tuple[list[nn.Parameter], BertAdam]:
-    torch.manual_seed(0)
-    params = [nn.Parameter(torch.randn(3000).to(dtype)) for _ in range(3)]
-    return params, BertAdam(params, lr=0.1, **settings)
-
-
-def half_step(params: list[nn.Parameter], opt: BertAdam, scaler: Any, step: int) -> None:
-    torch.manual_seed(step)
-    bad = step % 4 == 2
-    for index, param in enumerate(params):
-        param.grad = (torch.randn(3000) * scaler.get_scale() * 2.0**-4).to(param.dtype)
-        if bad and index == step % 3:
-            param.grad[-1] = math.inf
-    scaler.step(opt)
-    scaler.update()
-
-
-MASTERS = [
-    (torch.float16, {}),
-    (torch.float16, {"master_weights": "fp32"}),
-    (torch.bfloat16, {}),
-    (torch.bfloat16, {"master_weights": "remainder"}),
-    (torch.bfloat16, {"stochastic_rounding": True}),
-]
 masters = pytest.mark.parametrize(("dtype", "settings"), MASTERS, ids=str)
-
-
-def everything(params: list[nn.Parameter], opt: BertAdam) -> list[Tensor]:
-    tensors = [param.detach().clone() for param in params]
-    return tensors + [t.clone() for param in params for t in opt.state[param].values()]
 
 
 @masters
