@@ -43,7 +43,8 @@ class GradScaler(torch.amp.GradScaler):
         AssertionError: step() before any scale(), as torch's.
 
     Source: torch.amp.GradScaler. Differences: where no parameter has a gradient, `update()` counts
-    a step without infinities (torch's raises AssertionError). Like torch's, it does not look at the
+    a step without infinities (torch's raises AssertionError); with a scale that is 0 or has no
+    reciprocal in float32 the step leaves everything as it is (under either scaler). Like torch's, it does not look at the
     gradients of other processes: they are the same after DistributedDataParallel, not where they
     are sharded.
 

@@ -158,7 +158,8 @@ def test_whatever_is_not_zero_skips_the_step(found_inf: float) -> None:
     assert _C.unscaling(2.0, found_inf)[1]
 
 
-@pytest.mark.parametrize("scale", [0.0, -0.0, -2.0, torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("scale", [0.0, -0.0, -2.0, 1e-45, torch.inf, -torch.inf, torch.nan])
 def test_a_scale_that_no_loss_had_skips_the_step(scale: float) -> None:
     assert _C.unscaling(scale, 0.0)[1]
-    assert not _C.unscaling(1e-45, 0.0)[1]
+    assert not _C.unscaling(2.0**-126, 0.0)[1]
+    assert not _C.unscaling(2.0**127, 0.0)[1]

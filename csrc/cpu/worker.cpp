@@ -60,7 +60,7 @@ struct Step {
   }
 
   float wait_for_coefficient(uint32_t tensor) const {
-    if (!args.waits(args.tensors[tensor])) return coefficient_without_norm();
+    if (!args.waits(args.tensors[tensor])) return unclipped_coefficient(unscale);
     const uint32_t index = args.coefficient_of(tensor, args.tensors[tensor].group);
     for (;;) {
       const uint64_t word = __atomic_load_n(&workspace.coefficients[index], __ATOMIC_ACQUIRE);
@@ -80,18 +80,13 @@ struct Step {
     return true;
   }
 
-  float coefficient_without_norm() const {
-    return unscale.skips_step ? kSkipped : static_cast<float>(unscale.inverse_scale);
-  }
-
   float coefficient(uint32_t group, double norm) const {
-    if (unscale.skips_step) return kSkipped;
     return clip_coefficient(norm, args.groups[group].max_grad_norm,
-                            args.skip_nonfinite && args.groups[group].needs_norm, unscale.inverse_scale);
+                            args.skip_nonfinite && args.groups[group].needs_norm, unscale);
   }
 
   void finish_all_norms(double total) const {
-    const double total_norm = gradient_norm(total, unscale.inverse_scale);
+    const double total_norm = gradient_norm(total, unscale);
     *args.statistics.total_norm = total_norm;
     if (args.scaler.finds_inf != nullptr) *args.scaler.finds_inf = total < HUGE_VAL ? 0.0f : 1.0f;
     const float code = code_of_step(args, unscale, total);
@@ -106,7 +101,7 @@ struct Step {
 
   void finish_norm(uint32_t index, bool has_grad, double sum) const {
     const PlanTensor& tensor = args.tensors[index];
-    const double norm = has_grad ? gradient_norm(sum, unscale.inverse_scale) : NAN;
+    const double norm = has_grad ? gradient_norm(sum, unscale) : NAN;
     if (tensor.needs_norm) args.statistics.norms[index] = norm;
     if (!has_grad) args.statistics.coefficients[index] = NAN;
     if (args.wait_for_all) {
@@ -173,16 +168,12 @@ struct Step {
     }
   }
 
-  float clipped_to(float coefficient) const {
-    return coefficient < 0.0f ? 0.0f : without_unscaling(coefficient, unscale.inverse_scale);
-  }
-
   // By the last worker, when nobody reads a step any more.
   void finish() const {
     for (uint32_t i = 0; i < args.n_tensors; ++i) {
       if (args.grads[i] == nullptr) continue;
       const float coefficient = wait_for_coefficient(i);
-      if (args.tensors[i].needs_norm) args.statistics.coefficients[i] = clipped_to(coefficient);
+      if (args.tensors[i].needs_norm) args.statistics.coefficients[i] = without_unscaling(coefficient, unscale);
       if (!(coefficient < 0.0f)) *args.rows[i].step += 1.0f;
       if (coefficient == kSkipped) *args.statistics.n_skipped += 1;
     }

@@ -3,6 +3,7 @@
 // that torch.amp.GradScaler has multiplied by `scale`; in double, rounded once.
 #pragma once
 
+#include <float.h>
 #include <math.h>
 
 #include "core/portable.h"
@@ -14,7 +15,7 @@ namespace bertadam {
 constexpr float kSkipped = -1.0f;   // leave everything as it is and count the skip
 constexpr float kNullStep = -2.0f;  // leave everything as it is: a step that does not count
 
-// A scaler's wishes. A scale that is no positive finite number makes no gradient of a loss: nothing is updated.
+// A scaler's wishes. Where the scale is no positive number, or a float cannot hold 1 / scale, nothing is updated.
 struct Unscaling {
   double inverse_scale;
   bool skips_step;  // the whole one
@@ -22,27 +23,33 @@ struct Unscaling {
 
 // `found_inf`: 0 where all gradients are finite. It may count devices, and be NaN.
 BERTADAM_HD Unscaling unscaling(float scale, float found_inf) {
-  const bool usable = scale > 0.0f && scale < HUGE_VALF;
+  const bool usable = scale >= FLT_MIN && scale < HUGE_VALF;
   return {1.0 / static_cast<double>(scale), !usable || found_inf != 0.0f};
 }
 
 // Of the gradients before they were scaled.
-BERTADAM_HD double gradient_norm(double sum_of_squares, double inverse_scale) {
-  return sqrt(sum_of_squares) * inverse_scale;
+BERTADAM_HD double gradient_norm(double sum_of_squares, const Unscaling& unscale) {
+  return sqrt(sum_of_squares) * unscale.inverse_scale;
 }
 
-// What clipping alone multiplied by, from a coefficient (that is no subnormal number): exactly where the scale is a
-// power of two, as scalers' are, else within one unit in the last place.
-BERTADAM_HD float without_unscaling(float coefficient, double inverse_scale) {
-  return static_cast<float>(static_cast<double>(coefficient) / inverse_scale);
+// What clipping alone multiplied by, 0 for a code, from a coefficient (that is no subnormal number): exactly where the
+// scale is a power of two, as scalers' are, else within one unit in the last place.
+BERTADAM_HD float without_unscaling(float coefficient, const Unscaling& unscale) {
+  return coefficient < 0.0f ? 0.0f : static_cast<float>(static_cast<double>(coefficient) / unscale.inverse_scale);
+}
+
+// For a tensor that no norm is taken of.
+BERTADAM_HD float unclipped_coefficient(const Unscaling& unscale) {
+  return unscale.skips_step ? kSkipped : static_cast<float>(unscale.inverse_scale);
 }
 
 // `norm`: see gradient_norm.
-BERTADAM_HD float clip_coefficient(double norm, double max_grad_norm, bool skip_nonfinite, double inverse_scale) {
+BERTADAM_HD float clip_coefficient(double norm, double max_grad_norm, bool skip_nonfinite, const Unscaling& unscale) {
+  if (unscale.skips_step) return kSkipped;
   // Squares of finite floats neither overflow nor vanish in double: the norm is finite exactly if all elements are.
   if (skip_nonfinite && !(norm < HUGE_VAL)) return kSkipped;
   const double coefficient = max_grad_norm > 0.0 ? max_grad_norm / (norm + 1e-6) : 1.0;
-  return static_cast<float>((coefficient >= 1.0 ? 1.0 : coefficient) * inverse_scale);  // a NaN stays a NaN
+  return static_cast<float>((coefficient >= 1.0 ? 1.0 : coefficient) * unscale.inverse_scale);  // a NaN stays a NaN
 }
 
 }  // namespace bertadam
