@@ -43,10 +43,10 @@ class GradScaler(torch.amp.GradScaler):
         AssertionError: step() before any scale(), as torch's.
 
     Source: torch.amp.GradScaler. Differences: where no parameter has a gradient, `update()` counts
-    a step without infinities (torch's raises AssertionError); with a scale that is 0 or has no
-    reciprocal in float32 the step leaves everything as it is (under either scaler). Like torch's, it does not look at the
-    gradients of other processes: they are the same after DistributedDataParallel, not where they
-    are sharded.
+    a step without infinities (torch's raises AssertionError). Under either scaler, a scale whose
+    reciprocal is no float32 (it has decayed to 0, say) leaves everything as it is. Like torch's,
+    this one does not look at the gradients of other processes: they are the same after
+    DistributedDataParallel, not where they are sharded.
 
     Example:
         >>> import torch
