@@ -8,12 +8,18 @@ from pathlib import Path
 
 import pytest
 
+import bertadam_cuda.amp
 import bertadam_cuda.bert_adam
 import bertadam_cuda.param_groups
 import bertadam_cuda.schedules
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = (bertadam_cuda.bert_adam, bertadam_cuda.param_groups, bertadam_cuda.schedules)
+MODULES = (
+    bertadam_cuda.amp,
+    bertadam_cuda.bert_adam,
+    bertadam_cuda.param_groups,
+    bertadam_cuda.schedules,
+)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)

@@ -181,6 +181,17 @@ void check_counter(const at::Tensor& counter, const at::Tensor& param, const cha
   }
 }
 
+void check_scaler_value(const at::Tensor& value, const char* name, const std::string& where) {
+  if (value.layout() == at::kStrided && value.scalar_type() == at::kFloat && value.numel() == 1 && !value.is_neg() &&
+      !value.is_meta() && has_memory(value)) {
+    return;
+  }
+  throw py::type_error(text(where, ": ", name, " has dtype ", dtype_name(value.scalar_type()), ", shape ",
+                            value.sizes(), " and layout ", value.layout(), " on ", value.device(),
+                            ", expected one float32, as torch.amp.GradScaler sets it; convert it, or remove the "
+                            "attribute"));
+}
+
 void check_disjoint(std::vector<Interval>& intervals, const std::string& where, const std::vector<std::string>& names) {
   std::sort(intervals.begin(), intervals.end(), [](const Interval& a, const Interval& b) { return a.begin < b.begin; });
   for (size_t i = 1; i < intervals.size(); ++i) {

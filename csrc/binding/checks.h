@@ -38,6 +38,9 @@ void check_state(const at::Tensor& state, const StateOf& of, const std::string& 
 void check_counter(const at::Tensor& counter, const at::Tensor& param, const char* key, const std::string& where,
                    const std::string& name);
 
+// What a scaler hands over: one float32, in memory that is there.
+void check_scaler_value(const at::Tensor& value, const char* name, const std::string& where);
+
 // No two intervals may overlap; sorts them.
 void check_disjoint(std::vector<Interval>& intervals, const std::string& where, const std::vector<std::string>& names);
 

@@ -238,7 +238,8 @@ void StepPlan::create_states(const py::function& init_state) {
     if (entries_[i].found == Found::kTensors) remember_counter(entries_[i]);
 }
 
-void StepPlan::prepare() {
+void StepPlan::prepare(const Scaling* scaling) {
+  execution->scaling = scaling != nullptr ? scaling->on(device_) : DeviceScaling{};
   check_overlaps();
   execution->prepare();
 }

@@ -35,7 +35,7 @@ __device__ __forceinline__ void finish_step(const Tables& tables, uint32_t epoch
     const uint32_t tensor = args.large[i];
     if (tables.grads[tensor] == nullptr) continue;
     const PlanTensor& planned = args.tensors[tensor];
-    float coefficient = 1.0f;
+    float coefficient = unclipped_coefficient(unscaling(args.scaler));
     if (args.waits(planned)) {
       const uint64_t word = load_relaxed(&args.workspace.coefficients[args.coefficient_of(tensor, planned.group)]);
       coefficient = float_from_bits(payload(word));
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
   const Tables tables = tables_of(args);
   Counters& counters = *args.step.workspace.counters;
   const Block block{tables, RingMemory(memory, args.n_slots, Types::kMostGradBytes), args.n_slots,
-                    epoch_after(counters.epoch)};
+                    epoch_after(counters.epoch), unscaling(args.step.scaler)};
   if (threadIdx.x == 0) {
     for (uint32_t slot = 0; slot < args.n_slots; ++slot) {
       block.ring.full[slot].init(1);
@@ -103,8 +103,14 @@ __global__ void __launch_bounds__(kPlainThreads) update_kernel(const __grid_cons
   __syncthreads();
   if (threadIdx.x == 0) is_last = add_one_ordered(&counters.workers_done) + 1 == gridDim.x;
   if (part.has_grad) {
-    Update<Rule, Types>::apply(tables, piece, 1.0f, grads, loaded);
-    if (part.step != nullptr && part.index == 0 && piece.begin == 0 && lane_id() == 0) *part.step = scalars.step + 1.0f;
+    const float coefficient = unclipped_coefficient(unscaling(args.step.scaler));
+    const bool is_first = part.index == 0 && piece.begin == 0 && lane_id() == 0;
+    if (!(coefficient < 0.0f)) {
+      Update<Rule, Types>::apply(tables, piece, coefficient, grads, loaded);
+      if (part.step != nullptr && is_first) *part.step = scalars.step + 1.0f;
+    } else if (is_first) {
+      count_skipped(args.step.statistics);
+    }
   }
   __syncthreads();
   if (is_last) finish_step(tables, epoch);

@@ -102,7 +102,7 @@ class NormTrees {
   __device__ __forceinline__ void finish(const Part& part, bool complete, bool absent, double sum) {
     const uint32_t index = part.tensor;
     if (complete || absent) {
-      const double norm = absent ? nan("") : sqrt(sum);
+      const double norm = absent ? nan("") : gradient_norm(sum, block_.unscale);
       if (complete && !args_.wait_for_all) publish(part.coefficient, coefficient(part.group, norm));
       if (absent || part.needs_norm) args_.statistics.norms[index] = norm;
       if (absent) args_.statistics.coefficients[index] = nanf("");
@@ -126,26 +126,29 @@ class NormTrees {
   }
 
   __device__ __forceinline__ void finish_all(double total) {
-    const bool null_step = args_.skip_if_all_zero && total == 0.0;
-    const double total_norm = sqrt(total);
-    if (lane_id() == 0) *args_.statistics.total_norm = total_norm;
+    const float code = code_of_step(args_, block_.unscale, total);
+    const double total_norm = gradient_norm(total, block_.unscale);
+    if (lane_id() == 0) {
+      *args_.statistics.total_norm = total_norm;
+      if (args_.scaler.finds_inf != nullptr) *args_.scaler.finds_inf = total < HUGE_VAL ? 0.0f : 1.0f;
+    }
     if (args_.clip_by_total_norm) {
       for (uint32_t i = lane_id(); i < args_.n_groups; i += 32) {
-        publish(i, null_step ? kNullStep : coefficient(i, total_norm));
+        publish(i, code < 0.0f ? code : coefficient(i, total_norm));
       }
       return;
     }
     __threadfence();
     for (uint32_t i = lane_id(); i < args_.n_tensors; i += 32) {
       const double norm = __ldcg(args_.statistics.norms + i);
-      publish(i, null_step ? kNullStep : coefficient(args_.tensors[i].group, norm));
+      publish(i, code < 0.0f ? code : coefficient(args_.tensors[i].group, norm));
     }
   }
 
   // `norm`: of a tensor, or of all of them where they are clipped together.
   __device__ float coefficient(uint32_t group, double norm) {
     const GroupScalars& scalars = block_.tables.groups[group];
-    return clip_coefficient(norm, scalars.max_grad_norm, args_.skip_nonfinite && scalars.needs_norm);
+    return clip_coefficient(norm, scalars.max_grad_norm, args_.skip_nonfinite && scalars.needs_norm, block_.unscale);
   }
 
   __device__ void publish(uint32_t index, float coefficient) {

@@ -71,6 +71,7 @@ struct Block {
   RingMemory ring;
   uint32_t n_slots;
   uint32_t epoch;
+  Unscaling unscale;
 };
 
 }  // namespace bertadam::cuda

@@ -11,7 +11,8 @@ namespace bertadam::cuda {
 template <class Rule, class Types>
 class UpdateWarp {
  public:
-  __device__ UpdateWarp(const Block& block, int which) : block_(block), args_(block.tables.args), which_(which) {}
+  __device__ UpdateWarp(const Block& block, int which)
+      : block_(block), args_(block.tables.args), which_(which), unclipped_(unclipped_coefficient(block.unscale)) {}
 
   __device__ void run(double* scratch) {
     sum_norms(scratch);
@@ -86,7 +87,7 @@ class UpdateWarp {
     const Piece piece = piece_at(ahead_);
     if (has_work(ahead_, piece.part)) {
       ahead.coefficient = piece.part.waits ? load_relaxed(&args_.workspace.coefficients[piece.part.coefficient])
-                                           : tag(block_.epoch, float_bits(1.0f));
+                                           : tag(block_.epoch, float_bits(unclipped_));
       Update<Rule, Types>::load(piece, ahead.loaded);
     }
     ahead_.advance(block_.n_slots);
@@ -119,14 +120,15 @@ class UpdateWarp {
   __device__ void finish_tensor(const Piece& piece, float coefficient) {
     const Part& part = piece.part;
     const Statistics& statistics = args_.statistics;
-    if (part.waits) statistics.coefficients[part.tensor] = coefficient < 0.0f ? 0.0f : coefficient;
-    if (coefficient == kSkipped) atomicAdd(reinterpret_cast<unsigned long long*>(statistics.n_skipped), 1ull);
+    if (part.needs_norm) statistics.coefficients[part.tensor] = without_unscaling(coefficient, block_.unscale);
+    if (coefficient == kSkipped) count_skipped(statistics);
     if (part.step != nullptr && !(coefficient < 0.0f)) *part.step = piece.scalars.step + 1.0f;
   }
 
   const Block& block_;
   const StepArgs& args_;
   const int which_;
+  const float unclipped_;  // of tensors that wait for nothing
   Place ahead_, here_;
 };
 

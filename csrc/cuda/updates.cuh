@@ -67,6 +67,10 @@ struct LoadedGrads {
   }
 };
 
+__device__ __forceinline__ void count_skipped(const Statistics& statistics) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(statistics.n_skipped), 1ull);
+}
+
 template <class Rule, class Types>
 struct Update {
   struct Loaded {

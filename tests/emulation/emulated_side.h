@@ -12,13 +12,15 @@ namespace bertadam {
 struct Modes {
   const char* name;
   double max_grad_norm;
-  bool clip_by_total_norm, skip_nonfinite, null_step;
+  bool clip_by_total_norm, skip_nonfinite, null_step, finds_inf;
 };
-constexpr Modes kModes[] = {{"per tensor", 0.7, false, true, false},
-                            {"global", 0.7, true, true, false},
-                            {"no clip", 0.0, false, false, false},
-                            {"propagate", 0.7, false, false, false},
-                            {"null step", 0.7, false, true, true}};
+constexpr Modes kModes[] = {{"per tensor", 0.7, false, true, false, false},
+                            {"global", 0.7, true, true, false, false},
+                            {"no clip", 0.0, false, false, false, false},
+                            {"propagate", 0.7, false, false, false, false},
+                            {"null step", 0.7, false, true, true, false},
+                            {"finds inf", 0.7, false, true, false, true},
+                            {"no clip, finds inf", 0.0, false, false, false, true}};
 
 struct Side {
   std::vector<Tensor> tensors;
@@ -30,6 +32,7 @@ struct Side {
   std::vector<double> norms;
   std::vector<float> coefficients;
   double total_norm = NAN;
+  float found_inf = -1.0f;  // what the step finds
   int64_t n_skipped = 0;
 
   void make_plan_of(const std::vector<int64_t>& sizes, const std::vector<uint32_t>& groups, bool norm,
@@ -48,7 +51,7 @@ struct Side {
   }
 
   StepArgs args(const Modes& mode, const std::vector<TensorRow>& rows, const std::vector<GroupScalars>& groups,
-                const std::vector<const void*>& grads) {
+                const std::vector<const void*>& grads, const ScalerArgs& scaler) {
     StepArgs a{};
     a.items = plan.items.data();
     a.tensors = plan.tensors.data();
@@ -68,6 +71,8 @@ struct Side {
     a.skip_nonfinite = mode.skip_nonfinite;
     a.skip_if_all_zero = mode.null_step;
     a.rounding_seed = 0x123456789abcdefull;
+    a.scaler = scaler;
+    if (mode.finds_inf) a.scaler.finds_inf = &found_inf;
     a.workspace = {&counters, nodes.data(), arrivals.data(), coefficient_words.data(), postponed.data()};
     a.statistics = {norms.data(), &total_norm, coefficients.data(), &n_skipped};
     return a;

@@ -107,7 +107,7 @@ struct Problem {
     n_blocks = 1 + below(random, 4);
     in_turn = below(random, 3) == 0;
     const bool norm = mode.max_grad_norm > 0.0 || mode.skip_nonfinite;
-    const bool wait = mode.clip_by_total_norm || mode.null_step;
+    const bool wait = mode.clip_by_total_norm || mode.null_step || mode.finds_inf;
     const int64_t retained[] = {0, 2, n_slots * n_blocks, 1'000'000};
     cpu.make_plan_of(sizes, group_of, norm, {cpu::kPartElements, 1, wait, PlanOrder::kInTurn}, random);
     gpu.make_plan_of(
@@ -177,12 +177,18 @@ struct Problem {
       }
       pointers.push_back(below(random, 8) == 0 ? nullptr : grads.back().data());
     }
+    // A scaler in two steps of three; a found_inf is any number, and found by the step itself in some modes.
+    const float scale = 1024.0f, founds[] = {0.0f, 0.0f, 0.0f, 2.0f, NAN};
+    const float found = founds[below(random, 5)];
+    ScalerArgs scaler{};
+    if (below(random, 3) != 0) scaler.grad_scale = &scale;
+    if (below(random, 3) != 0 && !mode.finds_inf) scaler.found_inf = &found;
     for (Side* const side : {&cpu, &gpu}) {
       std::vector<TensorRow> rows;
       for (size_t i = 0; i < sizes.size(); ++i) {
         rows.push_back(pointers[i] == nullptr ? TensorRow{} : side->tensors[i].row(codes[i], static_cast<uint32_t>(i)));
       }
-      const StepArgs args = side->args(mode, rows, groups, pointers);
+      const StepArgs args = side->args(mode, rows, groups, pointers, scaler);
       if (side == &cpu) {
         cpu::worker(RuleId::kAdam, 0)(args);
       } else {
@@ -209,6 +215,7 @@ struct Problem {
       const bool same_norm = gpu.norms[i] == cpu.norms[i] || (std::isnan(gpu.norms[i]) && std::isnan(cpu.norms[i]));
       if (!same_norm) return "the norm of tensor " + std::to_string(i);
     }
+    if (gpu.found_inf != cpu.found_inf) return "what was found infinite";
     if (gpu.n_skipped != cpu.n_skipped) return "the count of skipped updates";
     const Counters& c = gpu.counters;
     if (c.ticket != 0 || c.workers_done != 0 || c.n_postponed != 0 || c.n_resumed != 0 ||
