@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from bertadam_cuda.amp import GradScaler as OurScaler
+
 
 class TorchScaler(torch.amp.GradScaler):
     """torch's scaler for gradients that are float16 themselves.
@@ -27,12 +29,6 @@ class TorchScaler(torch.amp.GradScaler):
     ) -> Any:
         return super()._unscale_grads_(optimizer, inv_scale, found_inf, True)
 
-
-# The package's own scaler goes with its own optimizer as soon as there is one.
-try:
-    from bertadam_cuda.amp import GradScaler as OurScaler
-except ImportError:
-    OurScaler = TorchScaler  # type: ignore[assignment,misc]
 
 #: What the log of a run, and the head of a benchmark, say.
 OUR_SCALER = f"{OurScaler.__module__}.{OurScaler.__qualname__}"

@@ -72,7 +72,7 @@ class BertAdam(FusedOptimizer):
 
     With a gradient scaler (torch.amp.GradScaler, or `bertadam_cuda.amp.GradScaler`, which reads the
     gradients once less) the step itself divides by the scale: g is the gradient of the unscaled
-    loss, c / scale one factor, rounded once. Not on CUDA devices yet.
+    loss, c / scale one factor, rounded once.
 
     State per parameter: 'step' (0-dim float32), 'exp_avg' = m, 'exp_avg_sq' = v (float32, shape and
     layout of p); with master_weights also 'master_param' (float32) or 'param_remainder' (int16);

@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
   const Tables tables = tables_of(args);
   Counters& counters = *args.step.workspace.counters;
   const Block block{tables, RingMemory(memory, args.n_slots, Types::kMostGradBytes), args.n_slots,
-                    epoch_after(counters.epoch), unscaling(args.step.scaler)};
+                    epoch_after(counters.epoch)};
   if (threadIdx.x == 0) {
     for (uint32_t slot = 0; slot < args.n_slots; ++slot) {
       block.ring.full[slot].init(1);

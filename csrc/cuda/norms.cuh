@@ -30,7 +30,8 @@ __device__ __forceinline__ double warp_pairwise_sum(const TaggedDouble* nodes, i
 // What is left of a draw's norms once its leaves are summed, by one whole warp.
 class NormTrees {
  public:
-  __device__ explicit NormTrees(const Block& block) : block_(block), args_(block.tables.args) {}
+  __device__ explicit NormTrees(const Block& block)
+      : block_(block), args_(block.tables.args), unscale_(unscaling(args_.scaler)) {}
 
   // `part`: the first kLeaves lanes have the draw's, the others one that does not exist. `scratch`: the warp's own.
   __device__ __forceinline__ void add(const Part& part, double leaf_sum, double* scratch) {
@@ -102,7 +103,7 @@ class NormTrees {
   __device__ __forceinline__ void finish(const Part& part, bool complete, bool absent, double sum) {
     const uint32_t index = part.tensor;
     if (complete || absent) {
-      const double norm = absent ? nan("") : gradient_norm(sum, block_.unscale);
+      const double norm = absent ? nan("") : gradient_norm(sum, unscale_);
       if (complete && !args_.wait_for_all) publish(part.coefficient, coefficient(part.group, norm));
       if (absent || part.needs_norm) args_.statistics.norms[index] = norm;
       if (absent) args_.statistics.coefficients[index] = nanf("");
@@ -126,8 +127,8 @@ class NormTrees {
   }
 
   __device__ __forceinline__ void finish_all(double total) {
-    const float code = code_of_step(args_, block_.unscale, total);
-    const double total_norm = gradient_norm(total, block_.unscale);
+    const float code = code_of_step(args_, unscale_, total);
+    const double total_norm = gradient_norm(total, unscale_);
     if (lane_id() == 0) {
       *args_.statistics.total_norm = total_norm;
       if (args_.scaler.finds_inf != nullptr) *args_.scaler.finds_inf = total < HUGE_VAL ? 0.0f : 1.0f;
@@ -148,7 +149,7 @@ class NormTrees {
   // `norm`: of a tensor, or of all of them where they are clipped together.
   __device__ float coefficient(uint32_t group, double norm) {
     const GroupScalars& scalars = block_.tables.groups[group];
-    return clip_coefficient(norm, scalars.max_grad_norm, args_.skip_nonfinite && scalars.needs_norm, block_.unscale);
+    return clip_coefficient(norm, scalars.max_grad_norm, args_.skip_nonfinite && scalars.needs_norm, unscale_);
   }
 
   __device__ void publish(uint32_t index, float coefficient) {
@@ -157,6 +158,7 @@ class NormTrees {
 
   const Block& block_;
   const StepArgs& args_;
+  const Unscaling unscale_;
 };
 
 // The norms of a draw in the ring, by one warp.

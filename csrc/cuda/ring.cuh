@@ -71,7 +71,6 @@ struct Block {
   RingMemory ring;
   uint32_t n_slots;
   uint32_t epoch;
-  Unscaling unscale;
 };
 
 }  // namespace bertadam::cuda

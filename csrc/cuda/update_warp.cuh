@@ -12,7 +12,10 @@ template <class Rule, class Types>
 class UpdateWarp {
  public:
   __device__ UpdateWarp(const Block& block, int which)
-      : block_(block), args_(block.tables.args), which_(which), unclipped_(unclipped_coefficient(block.unscale)) {}
+      : block_(block),
+        args_(block.tables.args),
+        which_(which),
+        unclipped_(unclipped_coefficient(unscaling(args_.scaler))) {}
 
   __device__ void run(double* scratch) {
     sum_norms(scratch);
@@ -120,7 +123,7 @@ class UpdateWarp {
   __device__ void finish_tensor(const Piece& piece, float coefficient) {
     const Part& part = piece.part;
     const Statistics& statistics = args_.statistics;
-    if (part.needs_norm) statistics.coefficients[part.tensor] = without_unscaling(coefficient, block_.unscale);
+    if (part.needs_norm) statistics.coefficients[part.tensor] = without_unscaling(coefficient, unscaling(args_.scaler));
     if (coefficient == kSkipped) count_skipped(statistics);
     if (part.step != nullptr && !(coefficient < 0.0f)) *part.step = piece.scalars.step + 1.0f;
   }

@@ -101,7 +101,6 @@ struct Update {
                                                const Grads& grads, Loaded& loaded) {
     const Part& part = piece.part;
     const GroupScalars group = tables.groups[part.group];
-    const RandomBits bits{tables.args.rounding_seed, piece.scalars.ordinal, static_cast<uint32_t>(piece.scalars.step)};
     TensorScalars scalars = piece.scalars.values;
     scalars.grad_scale *= coefficient;
     uint32_t redo = 0;  // vectors with an argument that is out of range
@@ -132,7 +131,7 @@ struct Update {
       Types::with_storage(part.types, [&](auto storage) {
         using Storage = decltype(storage);
         if constexpr (Storage::kIsRandom) {
-          FourParams<Storage>::store(part.param, part.master, i, p, FourBits(bits, piece.index(i)));
+          FourParams<Storage>::store(part.param, part.master, i, p, random_bits(tables, piece, i));
         } else {
           FourParams<Storage>::store(part.param, part.master, i, p, nullptr);
         }
@@ -144,16 +143,22 @@ struct Update {
     for (; redo != 0; redo &= redo - 1) {
       const int i = piece.vector(__ffs(redo) - 1);
 #pragma unroll 1
-      for (int j = 0; j < 4; ++j) apply_one(piece, group, scalars, bits, i + j);
+      for (int j = 0; j < 4; ++j) apply_one(tables, piece, group, scalars, i + j);
     }
     // Up to three behind the last vector, or all where memory is not aligned.
 #pragma unroll 1
-    for (int i = piece.vectors_end + lane_id(); i < piece.end; i += 32) apply_one(piece, group, scalars, bits, i);
+    for (int i = piece.vectors_end + lane_id(); i < piece.end; i += 32) apply_one(tables, piece, group, scalars, i);
   }
 
  private:
-  __device__ __forceinline__ static void apply_one(const Piece& piece, const GroupScalars& group,
-                                                   const TensorScalars& scalars, const RandomBits& bits, int i) {
+  // Of the four elements that `i` is one of.
+  __device__ __forceinline__ static FourBits random_bits(const Tables& tables, const Piece& piece, int i) {
+    const RandomBits bits{tables.args.rounding_seed, piece.scalars.ordinal, static_cast<uint32_t>(piece.scalars.step)};
+    return FourBits(bits, piece.index(i) & ~uint64_t{3});
+  }
+
+  __device__ __forceinline__ static void apply_one(const Tables& tables, const Piece& piece, const GroupScalars& group,
+                                                   const TensorScalars& scalars, int i) {
     const Part& part = piece.part;
     float g = 0.0f;
     Types::with_grad(part.types,
@@ -172,7 +177,7 @@ struct Update {
       auto* const masters = static_cast<typename Storage::Master*>(part.master);
       if constexpr (Storage::kHasMaster) master = masters[i];
       uint32_t drawn = 0;
-      if constexpr (Storage::kIsRandom) drawn = FourBits(bits, piece.index(i) & ~uint64_t{3})[piece.index(i) % 4];
+      if constexpr (Storage::kIsRandom) drawn = random_bits(tables, piece, i)[i % 4];
       *param = Storage::store(updated(Storage::load(*param, master)), master, drawn);
       if constexpr (Storage::kHasMaster) masters[i] = master;
     });

@@ -14,13 +14,11 @@ struct Modes {
   double max_grad_norm;
   bool clip_by_total_norm, skip_nonfinite, null_step, finds_inf;
 };
-constexpr Modes kModes[] = {{"per tensor", 0.7, false, true, false, false},
-                            {"global", 0.7, true, true, false, false},
-                            {"no clip", 0.0, false, false, false, false},
-                            {"propagate", 0.7, false, false, false, false},
-                            {"null step", 0.7, false, true, true, false},
-                            {"finds inf", 0.7, false, true, false, true},
-                            {"no clip, finds inf", 0.0, false, false, false, true}};
+constexpr Modes kModes[] = {
+    {"per tensor", 0.7, false, true, false, false},        {"global", 0.7, true, true, false, false},
+    {"no clip", 0.0, false, false, false, false},          {"propagate", 0.7, false, false, false, false},
+    {"null step", 0.7, false, true, true, false},          {"finds inf", 0.7, false, true, false, true},
+    {"no clip, finds inf", 0.0, false, false, false, true}};
 
 struct Side {
   std::vector<Tensor> tensors;
