@@ -11,11 +11,7 @@ namespace bertadam::cuda {
 template <class Rule, class Types>
 class UpdateWarp {
  public:
-  __device__ UpdateWarp(const Block& block, int which)
-      : block_(block),
-        args_(block.tables.args),
-        which_(which),
-        unclipped_(unclipped_coefficient(unscaling(args_.scaler))) {}
+  __device__ UpdateWarp(const Block& block, int which) : block_(block), args_(block.tables.args), which_(which) {}
 
   __device__ void run(double* scratch) {
     sum_norms(scratch);
@@ -89,8 +85,9 @@ class UpdateWarp {
     if (block_.ring.draws[slot].kinds == 0) return false;
     const Piece piece = piece_at(ahead_);
     if (has_work(ahead_, piece.part)) {
-      ahead.coefficient = piece.part.waits ? load_relaxed(&args_.workspace.coefficients[piece.part.coefficient])
-                                           : tag(block_.epoch, float_bits(unclipped_));
+      ahead.coefficient = piece.part.waits
+                              ? load_relaxed(&args_.workspace.coefficients[piece.part.coefficient])
+                              : tag(block_.epoch, float_bits(unclipped_coefficient(unscaling(args_.scaler))));
       Update<Rule, Types>::load(piece, ahead.loaded);
     }
     ahead_.advance(block_.n_slots);
@@ -131,7 +128,6 @@ class UpdateWarp {
   const Block& block_;
   const StepArgs& args_;
   const int which_;
-  const float unclipped_;  // of tensors that wait for nothing
   Place ahead_, here_;
 };
 
