@@ -9,15 +9,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench_report import NECESSARY_BYTES, Circumstances, Row, read_csv
+from bench_report import Circumstances, Row, read_csv
+from storage import Storage, necessary_bytes
 
 _TITLES = {
     "per_tensor": "clipped per tensor",
     "global": "clipped by the norm of all tensors",
     "none": "not clipped",
 }
-#: Reads every gradient twice: the norm of all tensors comes before the first update.
-_GLOBAL_LIMIT = 100 * NECESSARY_BYTES / (NECESSARY_BYTES + 4)
 
 
 def draw(file: Path, rows: Sequence[Row], circumstances: Circumstances) -> bool:
@@ -33,41 +32,55 @@ def draw(file: Path, rows: Sequence[Row], circumstances: Circumstances) -> bool:
     counts = [sum(row.clip == clip for row in timed) for clip in clips]
     heights = tuple(0.85 + 0.3 * max(count, 3) for count in counts)
     longest = max(row.necessary_percent or 0.0 for row in timed)
+    dtype = timed[0].dtype
+    same = (
+        ""
+        if dtype == "fp32"
+        else "multiples are of ours with the same master; moments as each keeps them\n"
+    )
+    n_bytes = necessary_bytes(dtype)
+    # Reads every gradient twice: the norm of all tensors comes before the first update.
+    global_limit = 100 * n_bytes / (n_bytes + Storage(dtype).norm_bytes)
     with stacked_axes(file, heights, width=8.5) as (figure, axes):
         for clip, axis in zip(clips, axes, strict=True):
             group = [row for row in timed if row.clip == clip][::-1]
             shares = [row.necessary_percent or 0.0 for row in group]
             # Ours, the first contender, stands out at the top.
-            colours = [COLOURS[5]] * (len(group) - 1) + [COLOURS[0]]
-            bars = axis.barh([row.contender for row in group], shares, color=colours)
+            own = [row.contender == timed[0].contender for row in group]
+            colours = [COLOURS[0] if each else COLOURS[5] for each in own]
+            bars = axis.barh([_name(row) for row in group], shares, color=colours)
             # White under the text, because a limit may pass behind it.
             labels = axis.bar_label(bars, [_text(row) for row in group], padding=5)
             for label in labels:
                 label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})
-            labels[-1].set_fontweight("bold")
+            for label, is_own in zip(labels, own, strict=True):
+                label.set_fontweight("bold" if is_own else "normal")
             axis.set_title(_TITLES[clip], fontweight="bold")
             # Room for the text of the longest bar.
             axis.set_xlim(0, max(125.0, 1.27 * longest))
             axis.axvline(100, color="black", linewidth=1.2)
             if clip == "global":
-                axis.axvline(_GLOBAL_LIMIT, color="black", linewidth=1.2, linestyle=":")
+                axis.axvline(global_limit, color="black", linewidth=1.2, linestyle=":")
             axis.grid(axis="y", visible=False)
             axis.tick_params(axis="y", length=0)
         figure.suptitle(
-            f"One step of {timed[0].model}, {timed[0].n_params / 1e6:,.0f} M parameters, fp32: "
+            f"One step of {timed[0].model}, {timed[0].n_params / 1e6:,.0f} M parameters, {dtype}: "
             f"time (as a multiple of ours), share of a copy's speed\n"
-            f"{_where(circumstances)}, copy {timed[0].copy_gbps or 0:,.0f} GB/s",
+            f"{same}{_where(circumstances)}, copy {timed[0].copy_gbps or 0:,.0f} GB/s",
             x=0.01,
             ha="left",
             fontsize=11,
         )
+        twice = "; dotted: gradients read twice" if "global" in clips else ""
         axes[-1].set_xlabel(
-            "% of copy bandwidth at 28 bytes per parameter (solid: p, g, m, v read, p, m, v "
-            "written;\ndotted: gradients read twice)"
-            if "global" in clips
-            else "% of copy bandwidth at 28 bytes per parameter (p, g, m, v read, p, m, v written)"
+            f"% of copy bandwidth at {n_bytes:.0f} bytes per parameter (solid: p, g, m, v read, "
+            f"p, m, v\nwritten, m and v in fp32{twice})"
         )
     return True
+
+
+def _name(row: Row) -> str:
+    return row.contender if row.master == "none" else f"{row.contender}, master {row.master}"
 
 
 def _text(row: Row) -> str:

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-#: What no step can do without: p, g, m, v read, p, m, v written, in fp32.
-NECESSARY_BYTES = 28.0
+from storage import necessary_bytes
 
 
 @dataclass(frozen=True)
@@ -62,16 +60,26 @@ class Row:
     clip: str
     contender: str
     bytes_per_param: float
+    #: Of parameters and gradients, and of what stands behind the parameters.
+    dtype: str = "fp32"
+    master: str = "none"
     n_rounds: int = 0
     #: Those of one batch alternate with each other and with ours; 0 is ours, in all of them.
     batch: int = 0
     median_us: float | None = None
     p20_us: float | None = None
     p80_us: float | None = None
-    #: Time of ours in each mode over this one's, medians of the rounds' ratios.
+    #: Time of ours in each mode over this one's, medians of the rounds' ratios: without masters,
+    #: and with each kind.
     ours_per_tensor_over_this: float | None = None
     ours_global_over_this: float | None = None
     ours_none_over_this: float | None = None
+    ours_per_tensor_fp32_over_this: float | None = None
+    ours_global_fp32_over_this: float | None = None
+    ours_none_fp32_over_this: float | None = None
+    ours_per_tensor_remainder_over_this: float | None = None
+    ours_global_remainder_over_this: float | None = None
+    ours_none_remainder_over_this: float | None = None
     #: On an idle queue: until the call returns, and until the device is done.
     host_us: float | None = None
     wall_us: float | None = None
@@ -81,15 +89,15 @@ class Row:
     copy_gbps: float | None = None
     note: str = ""
 
-    def ours_over(self, clip: str) -> float | None:
-        """Time of ours with this clipping over this one's with its own."""
-        ratio: float | None = getattr(self, f"ours_{clip}_over_this")
+    def ours_over(self, clip: str, master: str = "none") -> float | None:
+        """Time of ours with this clipping and master over this one's with its own."""
+        ratio: float | None = getattr(self, ratio_column(clip, master))
         return ratio
 
     @property
     def ours_over_this(self) -> float | None:
-        """Time of ours over this one's, with the same clipping."""
-        return self.ours_over(self.clip)
+        """Time of ours over this one's, with the same clipping and master."""
+        return self.ours_over(self.clip, self.master)
 
     @property
     def launched(self) -> str:
@@ -107,8 +115,8 @@ class Row:
 
     @property
     def necessary_percent(self) -> float | None:
-        """The same with the bytes that the step cannot do without: equal work, so comparable."""
-        return self._percent(self._rate(NECESSARY_BYTES))
+        """The same with the bytes of a step without masters: equal work, so comparable."""
+        return self._percent(self._rate(necessary_bytes(self.dtype)))
 
     def _rate(self, bytes_per_param: float) -> float | None:
         if self.median_us is None:
@@ -117,6 +125,11 @@ class Row:
 
     def _percent(self, gbps: float | None) -> float | None:
         return None if gbps is None or not self.copy_gbps else 100 * gbps / self.copy_gbps
+
+
+def ratio_column(clip: str, master: str) -> str:
+    """Where a row keeps the time of ours over its own."""
+    return f"ours_{clip}_over_this" if master == "none" else f"ours_{clip}_{master}_over_this"
 
 
 _DERIVED = ("ours_over_this", "gbps", "percent_of_copy", "necessary_percent")
@@ -167,6 +180,8 @@ def _typed(kind: type[Row] | type[Circumstances], line: dict[str, str]) -> dict[
     """Pick the fields of a dataclass from a line, in the fields' types."""
     values: dict[str, Any] = {}
     for field in fields(kind):
+        if field.name not in line:  # written before there was such a column
+            continue
         text, annotation = line[field.name], str(field.type)
         if annotation.startswith(("int", "float")):
             parse = int if annotation.startswith("int") else float
@@ -176,10 +191,12 @@ def _typed(kind: type[Row] | type[Circumstances], line: dict[str, str]) -> dict[
     return values
 
 
+_NECESSARY = "% at the least B"
 #: Heading -> what stands under it; a number that was not measured is a "-".
 _HEADINGS = (
     ("clip", "{0.clip}"),
     ("contender", "{0.contender}"),
+    ("master", "{0.master}"),
     ("median us", "{0.median_us:.0f}"),
     ("p20", "{0.p20_us:.0f}"),
     ("p80", "{0.p80_us:.0f}"),
@@ -192,8 +209,9 @@ _HEADINGS = (
     ("B/param", "{0.bytes_per_param:.0f}"),
     ("GB/s", "{0.gbps:.1f}"),
     ("% of copy", "{0.percent_of_copy:.1f}"),
-    ("% at 28 B", "{0.necessary_percent:.1f}"),
+    (_NECESSARY, "{0.necessary_percent:.1f}"),
 )
+_N_LEFT = 3  # the first columns, which are flush left
 _GPU_ONLY = ("host us", "wall us", "launches")
 
 
@@ -201,19 +219,25 @@ def table(rows: Sequence[Row], *, on_gpu: bool) -> str:
     """Return an aligned table; a contender without times has its reason under it."""
     headings = [h for h in _HEADINGS if on_gpu or h[0] not in _GPU_ONLY]
     timed = [row for row in rows if row.median_us is not None]
-    cells = [[title for title, _ in headings]]
+    least = f"% at {necessary_bytes(rows[0].dtype):.0f} B"
+    cells = [[least if title == _NECESSARY else title for title, _ in headings]]
     cells += [[_cell(form, row) for _, form in headings] for row in timed]
     widths = [max(len(line[i]) for line in cells) for i in range(len(headings))]
     lines = [
         "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
+            cell.ljust(width) if i < _N_LEFT else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in cells
     ]
     lines.insert(1, "-" * max(map(len, lines)))
-    lines += [f"{row.contender} (clip {row.clip}): {row.note}" for row in rows if row.note]
+    lines += [f"{_named(row)}: {row.note}" for row in rows if row.note]
     return "\n".join(lines)
+
+
+def _named(row: Row) -> str:
+    master = "" if row.master == "none" else f", master {row.master}"
+    return f"{row.contender} (clip {row.clip}{master})"
 
 
 def _cell(form: str, row: Row) -> str:

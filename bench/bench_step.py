@@ -2,13 +2,19 @@
 
     python bench/bench_step.py --device cpu --model bert-base --threads 2 --out bench/results
     python bench/bench_step.py --device cuda --model all --out bench/results
+    python bench/bench_step.py --device cuda --model all --dtype bf16 --out bench/results
 
-What is timed: one call that clips (where the mode says so) and updates all parameters, fp32, in
-BERT's two groups. Parameters and gradients are shared by all contenders, moments are their own.
-Gradients have a norm of 0.5 over all tensors and every limit is 1, so every coefficient is exactly
-1: all contenders do their full work, also those that scale gradients in place, and nobody's input
-changes. Before it is timed, each contender has to reproduce a float64 computation of its own
-semantics, with coefficients below 1; one that does not is refused.
+What is timed: one call that clips (where the mode says so) and updates all parameters, in BERT's
+two groups. Parameters and gradients, both of --dtype, are shared by all contenders, moments and
+masters are their own. Gradients have a norm of 0.5 over all tensors and every limit is 1, so every
+coefficient is exactly 1: all contenders do their full work, also those that scale gradients in
+place, and nobody's input changes. Before it is timed, each contender has to reproduce a float64
+computation of its own semantics, with coefficients below 1; one that does not is refused.
+
+With 16 bits ours comes without and with masters, and bytes per parameter are counted as each keeps
+its state: torch's moments have the parameters' dtype, ours and apex's are float32. With fp16 each
+call also does what a loss scaler does: look for an overflow, divide, adapt the scale (which is 1
+while timing, for the same reason).
 
 All modes of clipping are timed in the same rounds, in turns. Slow contenders get fewer rounds (the
 column says how many), and where memory does not hold all moments at once, contenders come in
@@ -32,8 +38,10 @@ from contenders import CLIPS, Contender, contenders
 from criteria import Results, verdicts
 from host_time import MODEL as HOST_MODEL
 from host_time import HostRow, host_table, host_times, write_host_csv
+from loss_scaling import OUR_SCALER
 from measurement import measure, refusals
 from model_shapes import MODELS
+from storage import DTYPES
 
 #: What "all" is: the first ones answer the most criteria, should time run out.
 _ALL = (
@@ -45,6 +53,8 @@ _ALL = (
     "modernbert-large",
     "gpt2-xl",
 )
+#: With 16 bits. The state of all that is ours has to fit: 9 steps of 8 to 12 bytes per parameter.
+_ALL_16_BITS = ("bert-large", "bert-base", "10000x1000", "20x16M", "modernbert-large")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -55,6 +65,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--model", choices=(*MODELS, "all"), nargs="+", default=["bert-base"], help="one or more"
     )
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
     parser.add_argument("--clip", choices=(*CLIPS, "all"), default="all")
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
     parser.add_argument(
@@ -72,7 +83,8 @@ def report(rows: Sequence[Row], circumstances: Circumstances, out: Path | None) 
     """Print the table of one model; write its CSV and figure."""
     first = rows[0]
     on_gpu = circumstances.device == "cuda"
-    print(f"\n{first.model}: {first.n_tensors} tensors, {first.n_params:,} parameters, fp32")
+    size = f"{first.n_tensors} tensors, {first.n_params:,} parameters"
+    print(f"\n{first.model}: {size}, {first.dtype}")
     print(table(rows, on_gpu=on_gpu))
     copy_gbps = next((row.copy_gbps for row in rows if row.copy_gbps), 0.0)
     print(f"copy bandwidth, read + written, same rounds: {copy_gbps:.1f} GB/s")
@@ -83,7 +95,9 @@ def report(rows: Sequence[Row], circumstances: Circumstances, out: Path | None) 
             "moments of all"
         )
     if out:
-        stem = out / f"bench_step_{circumstances.device}_{first.model}"
+        # The dtype that there was first has no suffix.
+        suffix = "" if first.dtype == "fp32" else f"_{first.dtype}"
+        stem = out / f"bench_step_{circumstances.device}_{first.model}{suffix}"
         write_csv(stem.with_suffix(".csv"), rows, circumstances)
         drawn = draw(stem.with_suffix(".png"), rows, circumstances)
         print(f"wrote {stem}.csv" + (" and .png" if drawn else "; no figure without matplotlib"))
@@ -91,7 +105,7 @@ def report(rows: Sequence[Row], circumstances: Circumstances, out: Path | None) 
 
 def main(
     arguments: Sequence[str] | None = None,
-    candidates: Callable[[str, str], list[Contender]] = contenders,
+    candidates: Callable[[str, str, str], list[Contender]] = contenders,
 ) -> int:
     """Run the benchmark; returns 1 if a contender was refused."""
     args = parse(arguments)
@@ -104,17 +118,20 @@ def main(
         f"{circumstances.load:.1f}, torch {circumstances.torch}, driver "
         f"{circumstances.driver or '-'}"
     )
+    if args.dtype == "fp16":
+        print(f"loss scaling of ours: {OUR_SCALER}")
     clips = CLIPS if args.clip == "all" else (args.clip,)
-    chosen = [each for clip in clips for each in candidates(clip, device.type)]
+    chosen = [each for clip in clips for each in candidates(clip, device.type, args.dtype)]
     refused = refusals(chosen, device)
-    models = _ALL if "all" in args.model else tuple(dict.fromkeys(args.model))
+    every = _ALL if args.dtype == "fp32" else _ALL_16_BITS
+    models = every if "all" in args.model else tuple(dict.fromkeys(args.model))
     all_rows: list[Row] = []
     host_rows: list[HostRow] = []
     for model in models:
         rows = measure(chosen, model, device, args.rounds, refused)
         report(rows, circumstances, args.out)
         all_rows += rows
-        if device.type == "cuda" and model == HOST_MODEL:
+        if device.type == "cuda" and model == HOST_MODEL and args.dtype == "fp32":
             host_rows = host_times(device)
             print(host_table(host_rows))
             if args.out:

@@ -7,18 +7,20 @@ other, so their spread is what rounding alone does to this run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+from corpus import Corpus
 from loss_figure import plot_comparison
 from pretraining import load_text, start_record
 from progress import run
 from run_log import Curves, RunLog, curves
 from settings import Settings
 from training import Training
+from vocabulary import EncodedCorpus
 
 REDUCTION_CHUNKS = (1, 7, 64)
 ALLOWED_RATIO = 2.0
@@ -35,11 +37,27 @@ def compare(settings: Settings, corpus_files: Sequence[Path], out: Path, n_refer
             "pretrain_bert: --reference-runs differ in their norms, which --clip none does not"
             " compute; choose per_tensor or global"
         )
+    if settings.dtype != "fp32":
+        raise ValueError(
+            f"pretrain_bert: --compare reference is for --dtype fp32, found {settings.dtype}: the"
+            " plain loop keeps its moments in the parameters' dtype, which is another rule"
+        )
     corpus, text = load_text(settings, corpus_files, out)
     variants = {"bertadam": replace(settings, optimizer="bertadam")}
     for chunks in REDUCTION_CHUNKS[:n_references]:
         label = f"reference, {chunks} chunk{'s'[: chunks > 1]}"
         variants[label] = replace(settings, optimizer="reference", reduction_chunks=chunks)
+    runs = train_all(variants, corpus, text, out)
+    figure = out / "comparison.png"
+    plot_comparison(runs, f"BERT-{settings.size}, seed {settings.seed}", figure, base=runs[1])
+    print(f"figure: {figure}")
+    return judge(runs[0], runs[1:])
+
+
+def train_all(
+    variants: Mapping[str, Settings], corpus: Corpus, text: EncodedCorpus, out: Path
+) -> list[Curves]:
+    """Train one after the other on the same text, each with a log of its own."""
     runs = []
     for label, variant in variants.items():
         training = Training(variant, text)
@@ -48,10 +66,7 @@ def compare(settings: Settings, corpus_files: Sequence[Path], out: Path, n_refer
         run(training, log, label, until=variant.steps)
         log.close()
         runs.append(curves(label, log.records))
-    figure = out / "comparison.png"
-    plot_comparison(runs, f"BERT-{settings.size}, seed {settings.seed}", figure)
-    print(f"figure: {figure}")
-    return judge(runs[0], runs[1:])
+    return runs
 
 
 def judge(ours: Curves, references: Sequence[Curves]) -> int:

@@ -1,4 +1,4 @@
-"""The optimizer steps that are compared, and the proof that each computes what it says.
+"""The optimizer steps that are compared: what each is called, how it clips and what it moves.
 
 A contender is a function from parameter groups to a call that does one step, clipping included.
 All of them get the same parameters, gradients, groups and settings.
@@ -6,44 +6,48 @@ All of them get the same parameters, gradients, groups and settings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from plain_bert_adam import PlainBertAdam
-from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
+import contender_steps as steps
+from contender_steps import Build, Groups
+from storage import FP32, MASTERS, Storage
+from torch import Tensor
 
-from bertadam_cuda import BertAdam
-from bertadam_cuda.reference import bert_adam_step, clip_coefficient, gradient_norm
-
-Groups = list[dict[str, Any]]
-Step = Callable[[], object]
-Clip = Callable[[list[Tensor], float], object]
-
-LR, BETAS, EPS, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-3, (0.9, 0.999), 1e-6, 0.01, 1.0
+WEIGHT_DECAY = 0.01
 CLIPS = ("per_tensor", "global", "none")
 _GPU, _CPU = ("cuda",), ("cpu",)
 OURS = "bertadam_cuda"
 FUSED = "torch AdamW(fused)"
+FOREACH = "torch AdamW(foreach)"
 PLAIN = "plain BertAdam loop"
 APEX = "apex FusedAdam"
 APEX_NO_WAIT = "apex FusedAdam, no wait"
+APEX_CAPTURABLE = "apex FusedAdam(capturable)"
+DEEPSPEED = "DeepSpeed FusedAdam"
 DEEPSPEED_CPU = "DeepSpeedCPUAdam"
 
-# Bytes per fp32 parameter, each tensor that an operation reads or writes counted once.
-_UPDATE = 28.0  # p, g, m, v read; p, m, v written
-_NORM = 4.0  # g read
-_SCALE = 8.0  # g read and written
+# Bytes per fp32 parameter, each tensor that an operation reads or writes counted once:
 # mul p, lerp m, mul v, addcmul v, sqrt, div, add, addcdiv p (torch/optim/adam.py, multi-tensor)
-_FOREACH = 8.0 + 12 + 8 + 12 + 8 + 8 + 8 + 16
+_FOREACH_BYTES = 8.0 + 12 + 8 + 12 + 8 + 8 + 8 + 16
 # mul m, add m, mul v, addcmul v, sqrt, + e, /, decay * p, +=, lr * u, p -=  (plain_bert_adam.py)
-_PLAIN = 8.0 + 12 + 8 + 12 + 8 + 8 + 12 + 8 + 12 + 8 + 12
+_PLAIN_BYTES = 8.0 + 12 + 8 + 12 + 8 + 8 + 12 + 8 + 12 + 8 + 12
 
 
-class WrongResult(Exception):
-    """A contender does not compute its own semantics."""
+@dataclass(frozen=True)
+class Rounding:
+    """Which results of clipping are rounded to the gradients' dtype; of our own, none."""
+
+    norm: bool = False
+    coefficient: bool = False
+    gradient: bool = False
+
+
+EXACT = Rounding()
+#: torch keeps all of them in the gradients' dtype.
+ROUNDED = Rounding(norm=True, coefficient=True, gradient=True)
+#: apex's norm is float32.
+NORM_EXACT = Rounding(coefficient=True, gradient=True)
 
 
 @dataclass(frozen=True)
@@ -52,224 +56,130 @@ class Contender:
 
     name: as in the table.
     clip: one of CLIPS.
-    bytes_per_param: memory traffic, as counted above.
+    bytes_per_param: memory traffic, as counted in this file.
     build: makes the step for some parameter groups.
     bias_correction: whether its semantics have one.
     only_on: set for those from a package that may be missing, which run on one kind of device.
+    storage: how it keeps parameters, gradients and state.
+    rounding: of its clipping.
+    scaled: whether its gradients carry a loss scale, which its builder gets as second argument.
+    rounds_every_operation: to the dtype of the storage, instead of what it stores.
     """
 
     name: str
     clip: str
     bytes_per_param: float
-    build: Callable[[Groups], Step]
+    build: Build
     bias_correction: bool
     only_on: tuple[str, ...] = ()
+    storage: Storage = FP32
+    rounding: Rounding = EXACT
+    scaled: bool = False
+    rounds_every_operation: bool = False
 
     @property
     def label(self) -> str:
-        return f"{self.name}, clip {self.clip}"
+        master = self.storage.master
+        return f"{self.name}, clip {self.clip}" + (f", master {master}" if master != "none" else "")
 
     @property
     def optional(self) -> bool:
         return bool(self.only_on)
 
 
-def contenders(clip: str, device: str) -> list[Contender]:
-    """Return what can clip in this way on this device, our own first."""
-    clip_bytes = 0.0 if clip == "none" else _NORM + _SCALE
-    # A tensor's gradient stays on the chip from its norm to its update. The norm over all tensors
-    # is known after the last one, so all gradients are read again.
-    own_bytes = _UPDATE + (_NORM if clip == "global" else 0.0)
-    fused, foreach = _torch_adamw(clip, fused=True), _torch_adamw(clip, foreach=True)
-    clipped_update = _UPDATE + clip_bytes
-    every = [
-        Contender(OURS, clip, own_bytes, _bert_adam(BertAdam, clip), False),
-        Contender(FUSED, clip, clipped_update, fused, True),
-        Contender("torch AdamW(foreach)", clip, _FOREACH + clip_bytes, foreach, True),
-        Contender(PLAIN, clip, _PLAIN + clip_bytes, _bert_adam(PlainBertAdam, clip), False),
-        Contender(APEX, clip, clipped_update, _apex(clip), True, _GPU),
-        Contender("DeepSpeed FusedAdam", clip, clipped_update, _deepspeed_fused(clip), True, _GPU),
-        Contender(DEEPSPEED_CPU, clip, clipped_update, _deepspeed_cpu(clip), True, _CPU),
-    ]
-    if clip == "global":
-        every.append(
-            Contender(APEX_NO_WAIT, clip, clipped_update, _apex(clip, _apex_norm), True, _GPU)
-        )
+def contenders(clip: str, device: str, dtype: str = "fp32") -> list[Contender]:
+    """Return what can clip in this way on this device, our own first.
+
+    Gradients of fp16 carry a loss scale: there each goes with a scaler.
+    """
+    every = [*_ours(clip, dtype), *_torch(clip, dtype), _plain(clip, dtype), *_others(clip, dtype)]
     return [contender for contender in every if device in (contender.only_on or device)]
 
 
-def _bert_adam(kind: Callable[..., torch.optim.Optimizer], clip: str) -> Callable[[Groups], Step]:
-    def build(groups: Groups) -> Step:
-        limits = {
-            "max_grad_norm": 0.0 if clip == "none" else MAX_GRAD_NORM,
-            "clip": "global" if clip == "global" else "per_tensor",
-        }
-        return kind(groups, lr=LR, b1=BETAS[0], b2=BETAS[1], e=EPS, **limits).step
+def _ours(clip: str, dtype: str) -> list[Contender]:
+    """One for each master that the dtype can have.
 
-    return build
-
-
-def _torch_adamw(clip: str, **implementation: bool) -> Callable[[Groups], Step]:
-    def build(groups: Groups) -> Step:
-        optimizer = torch.optim.AdamW(groups, lr=LR, betas=BETAS, eps=EPS, **implementation)
-        return _clipped(optimizer.step, clip, groups)
-
-    return build
-
-
-def _apex(clip: str, clip_global: Clip | None = None) -> Callable[[Groups], Step]:
-    def build(groups: Groups) -> Step:
-        from apex.contrib.clip_grad import clip_grad_norm_ as apex_clip
-        from apex.optimizers import FusedAdam
-
-        optimizer = FusedAdam(groups, lr=LR, betas=BETAS, eps=EPS)
-        # Its l2norm and scale kernels; it has nothing for one tensor at a time.
-        return _clipped(optimizer.step, clip, groups, clip_global or apex_clip)
-
-    return build
-
-
-def _apex_norm(params: list[Tensor], max_norm: float) -> None:
-    """Clip as apex does, without its wait: apex hands the coefficient to its scale kernel from the
-    host, so nothing can be launched until the norm is there. torch's scale takes it on the device.
+    A tensor's gradient stays on the chip from its norm to its update. What all tensors decide, the
+    norm over all or an overflow anywhere, is known after the last one, so all are read again.
     """
-    import amp_C
-    from apex.multi_tensor_apply import multi_tensor_applier
-
-    grads = [param.grad for param in params]
-    unused_flag = torch.zeros(1, dtype=torch.int32, device=grads[0].device)
-    norm, _ = multi_tensor_applier(amp_C.multi_tensor_l2norm, unused_flag, [grads], False)
-    torch._foreach_mul_(grads, (max_norm / (norm[0] + 1e-6)).clamp(max=1.0))
-
-
-def _deepspeed_fused(clip: str) -> Callable[[Groups], Step]:
-    def build(groups: Groups) -> Step:
-        from deepspeed.ops.adam import FusedAdam
-
-        optimizer = FusedAdam(groups, lr=LR, betas=BETAS, eps=EPS)
-        return _clipped(optimizer.step, clip, groups)
-
-    return build
+    scaled = dtype == "fp16"
+    found = []
+    for master in MASTERS[dtype]:
+        storage = Storage(dtype, master)
+        again = storage.norm_bytes if clip == "global" or scaled else 0.0
+        n_bytes, build = storage.update_bytes + again, steps.ours(clip, master, scaled)
+        found.append(Contender(OURS, clip, n_bytes, build, False, storage=storage, scaled=scaled))
+    return found
 
 
-def _deepspeed_cpu(clip: str) -> Callable[[Groups], Step]:
-    def build(groups: Groups) -> Step:
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-        optimizer = DeepSpeedCPUAdam(groups, lr=LR, betas=BETAS, eps=EPS, adamw_mode=True)
-        return _clipped(optimizer.step, clip, groups)
-
-    return build
-
-
-def _clipped(
-    step: Step,
-    clip: str,
-    groups: Groups,
-    clip_global: Clip = clip_grad_norm_,
-) -> Step:
-    """Put torch's clipping before a step that has none of its own."""
-    params = [param for group in groups for param in group["params"]]
-
-    def per_tensor() -> None:
-        for param in params:
-            clip_grad_norm_(param, MAX_GRAD_NORM)
-        step()
-
-    def over_all() -> None:
-        clip_global(params, MAX_GRAD_NORM)
-        step()
-
-    return {"none": step, "per_tensor": per_tensor, "global": over_all}[clip]
+def _torch(clip: str, dtype: str) -> list[Contender]:
+    storage, scaled = Storage(dtype, moments=dtype), dtype == "fp16"
+    foreach_bytes = _FOREACH_BYTES * storage.norm_bytes / 4 + _clip_bytes(clip, storage)
+    fused_bytes = storage.update_bytes + _clip_bytes(clip, storage)
+    if scaled:
+        foreach_bytes += storage.scale_bytes
+        # Unscaled by itself, the fused kernel writes the gradients, and a pass before looks for
+        # infinity.
+        fused_bytes += storage.scale_bytes + (storage.norm_bytes if clip == "none" else 0.0)
+    more = {"storage": storage, "rounding": ROUNDED, "scaled": scaled}
+    fused = steps.torch_adamw(clip, scaled, fused=True)
+    foreach = steps.torch_adamw(clip, scaled, foreach=True)
+    return [
+        Contender(FUSED, clip, fused_bytes, fused, True, **more),
+        Contender(FOREACH, clip, foreach_bytes, foreach, True, **more, rounds_every_operation=True),
+    ]
 
 
-#: Shapes, and norms of the gradients: two clipped and one not, by a per-tensor limit of 1.
-_CHECK_SHAPES = (((257, 33), 40.0), ((1000,), 6.0), ((7,), 0.05))
-#: Factors on those norms, one per step. Adam forgets a constant scale, and with it the clipping.
-_CHECK_SCALES = (1.0, 0.2, 3.0)
+def _plain(clip: str, dtype: str) -> Contender:
+    n_bytes = _PLAIN_BYTES + _clip_bytes(clip, FP32)
+    if dtype == "fp32":
+        return Contender(PLAIN, clip, n_bytes, steps.plain(clip), False)
+    storage, scaled = Storage(dtype, "fp32"), dtype == "fp16"
+    # Gradients become float32, masters become parameters.
+    n_bytes += 2 * (4 + storage.norm_bytes) + (FP32.scale_bytes if scaled else 0.0)
+    build = steps.plain_with_masters(clip, scaled)
+    return Contender(PLAIN, clip, n_bytes, build, False, storage=storage, scaled=scaled)
 
 
-def check(contender: Contender, device: torch.device) -> None:
-    """Compare a few steps with the formulas in float64; raise WrongResult if they differ.
-
-    The formulas are those of reference.py: AdamW's result is BertAdam's with bias correction, and
-    a contender clips as its `clip` says. Per step an element may be off by 1e-5 of the largest
-    update and by one rounding of the largest parameter.
-    """
-    generator = torch.Generator().manual_seed(0)
-    shapes = [shape for shape, _ in _CHECK_SHAPES]
-    params = [nn.Parameter(torch.randn(s, generator=generator).to(device)) for s in shapes]
-    step = contender.build(split_groups(params[:1], params[1:]))
-    exact = [param.detach().double() for param in params]
-    moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in exact]
-    slack = 0.0
-    for t, scale in enumerate(_CHECK_SCALES, start=1):
-        for param, (shape, norm) in zip(params, _CHECK_SHAPES, strict=True):
-            grad = torch.randn(shape, generator=generator)
-            param.grad = (grad * (scale * norm / grad.norm())).to(device)
-        # Before the step, which may scale the gradients in place.
-        updates = _expected_updates(contender, t, params, exact, moments)
-        step()
-        slack += 1e-5 * LR * max(float(update.abs().max()) for update in updates)
-        slack += 2**-23 * max(float(p.abs().max()) for p in exact)
-        _compare(contender, t, params, exact, slack)
-
-
-def _expected_updates(
-    contender: Contender,
-    t: int,
-    params: list[nn.Parameter],
-    exact: list[Tensor],
-    moments: list[tuple[Tensor, Tensor]],
-) -> list[Tensor]:
-    """Advance `exact` and `moments` by one step; returns the updates before lr."""
-    grads = [param.grad for param in params]
-    coefs = _expected_coefficients(contender.clip, grads)
-    updates = []
-    for i, (grad, (m, v)) in enumerate(zip(grads, moments, strict=True)):
-        result = bert_adam_step(
-            exact[i],
-            grad,
-            m,
-            v,
-            lr=LR,
-            b1=BETAS[0],
-            b2=BETAS[1],
-            e=EPS,
-            weight_decay=WEIGHT_DECAY if i == 0 else 0.0,
-            clip_coef=coefs[i],
-            bias_correction_step=t if contender.bias_correction else None,
-        )
-        exact[i], moments[i] = result.param, (result.exp_avg, result.exp_avg_sq)
-        updates.append(result.update)
-    return updates
+def _others(clip: str, dtype: str) -> list[Contender]:
+    """apex and DeepSpeed. apex's FusedAdam has masters of fp16 parameters only, if capturable."""
+    own, like_params, scaled = Storage(dtype), Storage(dtype, moments=dtype), dtype == "fp16"
+    clip_bytes = _clip_bytes(clip, own)
+    n_bytes = like_params.update_bytes + clip_bytes + (own.scale_bytes if scaled else 0.0)
+    fused = Contender(
+        *(DEEPSPEED, clip, n_bytes, steps.deepspeed_fused(clip, scaled), True, _GPU),
+        *(like_params, ROUNDED, scaled),
+    )
+    if scaled:
+        if clip == "per_tensor":
+            return [fused]
+        masters = Storage(dtype, "fp32")
+        # Its kernel writes the unscaled gradients.
+        n_bytes = masters.update_bytes + own.norm_bytes + (clip_bytes or own.scale_bytes)
+        build = steps.apex_with_masters(clip)
+        shown = (APEX_CAPTURABLE, clip, n_bytes, build, True, _GPU)
+        return [Contender(*shown, masters, NORM_EXACT, True), fused]
+    n_bytes = own.update_bytes + clip_bytes
+    apex = Contender(APEX, clip, n_bytes, steps.apex(clip), True, _GPU, own, ROUNDED)
+    cpu = steps.deepspeed_cpu(clip)
+    found = [apex, fused, Contender(DEEPSPEED_CPU, clip, n_bytes, cpu, True, _CPU, own, ROUNDED)]
+    if clip == "global":
+        build = steps.apex(clip, steps.apex_norm)
+        found.append(Contender(APEX_NO_WAIT, clip, n_bytes, build, True, _GPU, own, NORM_EXACT))
+    return found
 
 
-def _expected_coefficients(clip: str, grads: Sequence[Tensor]) -> list[float]:
-    if clip == "none":
-        return [1.0] * len(grads)
-    if clip == "per_tensor":
-        return [clip_coefficient(gradient_norm(grad), MAX_GRAD_NORM) for grad in grads]
-    return [clip_coefficient(gradient_norm(*grads), MAX_GRAD_NORM)] * len(grads)
+def _clip_bytes(clip: str, storage: Storage) -> float:
+    """Of a norm and a scale before the update."""
+    return 0.0 if clip == "none" else storage.norm_bytes + storage.scale_bytes
 
 
-def _compare(
-    contender: Contender, t: int, params: list[nn.Parameter], exact: list[Tensor], slack: float
-) -> None:
-    for i, (param, expected) in enumerate(zip(params, exact, strict=True)):
-        error = float((param.detach().double() - expected).abs().max())
-        # A NaN is no smaller than anything.
-        if not error <= slack:
-            raise WrongResult(
-                f"{contender.label}: after step {t} tensor {i} differs from "
-                f"float64 by {error:.3g}, expected at most {slack:.3g}"
-            )
-
-
-def split_groups(decayed: Sequence[Tensor], rest: Sequence[Tensor]) -> Groups:
+def split_groups(
+    decayed: Sequence[Tensor], rest: Sequence[Tensor], weight_decay: float = WEIGHT_DECAY
+) -> Groups:
     """BERT's two groups; an empty one is left out."""
     groups: Groups = [
-        {"params": list(decayed), "weight_decay": WEIGHT_DECAY},
+        {"params": list(decayed), "weight_decay": weight_decay},
         {"params": list(rest), "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from bench_report import Row
-from contenders import APEX, APEX_NO_WAIT, DEEPSPEED_CPU, FUSED, OURS, PLAIN
+from contenders import APEX, APEX_CAPTURABLE, APEX_NO_WAIT, DEEPSPEED_CPU, FUSED, OURS, PLAIN
 from host_time import HostRow
+from storage import FP32, Storage
 
 #: The CPU's criteria are for this many.
 CPU_THREADS = 2
@@ -27,10 +28,14 @@ class Results:
     rows: Sequence[Row] = ()
     host_rows: Sequence[HostRow] = ()
 
-    def row(self, model: str, clip: str, contender: str) -> Row | None:
-        """Return the row if it has times."""
+    def row(self, model: str, clip: str, contender: str, kept: Storage = FP32) -> Row | None:
+        """Return the row if it has times; of others than ours, with any master."""
         for row in self.rows:
-            if (row.model, row.clip, row.contender) == (model, clip, contender):
+            if (row.model, row.clip, row.contender, row.dtype) != (
+                *(model, clip, contender, kept.dtype),
+            ):
+                continue
+            if contender != OURS or row.master == kept.master:
                 return None if row.median_us is None else row
         return None
 
@@ -43,6 +48,7 @@ class Criterion:
     says: what the number is, with {} for it.
     value: the number, or None where the run did not measure it.
     at_least, at_most: the limit; one of them is set.
+    dtype: of the parameters and gradients of that run.
     """
 
     model: str
@@ -50,6 +56,7 @@ class Criterion:
     value: Callable[[Results], float | None]
     at_least: float | None = None
     at_most: float | None = None
+    dtype: str = "fp32"
 
     def met(self, results: Results) -> bool | None:
         value = self.value(results)
@@ -66,18 +73,25 @@ class Criterion:
         word = {True: "met", False: "NOT met", None: "not measured"}[self.met(results)]
         shown = self.says.format("?" if value is None else f"{value:.4g}")
         limit = f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g}"
-        return f"{word:<12}  {self.model}: {shown}, wanted {limit}"
+        subject = self.model if self.dtype == "fp32" else f"{self.model} in {self.dtype}"
+        return f"{word:<12}  {subject}: {shown}, wanted {limit}"
 
 
-def _share(model: str, clip: str, at_least: float) -> Criterion:
+def _share(model: str, clip: str, at_least: float, kept: Storage = FP32) -> Criterion:
     """Ours against the copy bandwidth, by the bytes that this clipping cannot do without."""
 
     def value(results: Results) -> float | None:
-        row = results.row(model, clip, OURS)
+        row = results.row(model, clip, OURS, kept)
         return row and row.percent_of_copy
 
-    n_bytes = 32 if clip == "global" else 28
-    return Criterion(model, f"ours, clip {clip}: {{}} % of copy at {n_bytes} B", value, at_least)
+    n_bytes = kept.update_bytes + (kept.norm_bytes if clip == "global" else 0.0)
+    says = f"{_ours(clip, kept)}: {{}} % of copy at {n_bytes:.0f} B"
+    return Criterion(model, says, value, at_least, dtype=kept.dtype)
+
+
+def _ours(clip: str, kept: Storage) -> str:
+    master = "" if kept.master == "none" else f", master {kept.master}"
+    return f"ours, clip {clip}{master}"
 
 
 def _times_none(model: str, at_most: float) -> Criterion:
@@ -92,28 +106,34 @@ def _times_none(model: str, at_most: float) -> Criterion:
 
 
 def _faster(
-    model: str, clip: str, other: tuple[str, str], at_least: float, clock: str = "device"
+    model: str,
+    clip: str,
+    other: tuple[str, str],
+    at_least: float,
+    clock: str = "device",
+    kept: Storage = FP32,
 ) -> Criterion:
     """How many times as long the other (contender, clip) takes."""
     contender, other_clip = other
 
     def value(results: Results) -> float | None:
-        row = results.row(model, other_clip, contender)
+        row = results.row(model, other_clip, contender, kept)
         if row is None:
             return None
         if clock == _IDLE_WALL:
-            ours = results.row(model, clip, OURS)
+            ours = results.row(model, clip, OURS, kept)
             if ours is None or not ours.wall_us or not row.wall_us:
                 return None
             return row.wall_us / ours.wall_us
-        ratio = row.ours_over(clip)
+        ratio = row.ours_over(clip, kept.master)
         return ratio and 1 / ratio
 
     how = "medians" if clock == _IDLE_WALL else "paired"
     says = (
-        f"ours, clip {clip}: {{}} x as fast as {contender}, clip {other_clip} ({clock} time, {how})"
+        f"{_ours(clip, kept)}: {{}} x as fast as {contender}, clip {other_clip} "
+        f"({clock} time, {how})"
     )
-    return Criterion(model, says, value, at_least)
+    return Criterion(model, says, value, at_least, dtype=kept.dtype)
 
 
 def _host(n_groups: int, at_most: float) -> Criterion:
@@ -135,6 +155,8 @@ def _launches(n_groups: int) -> Criterion:
 _FUSED_GLOBAL, _FUSED_NONE = (FUSED, "global"), (FUSED, "none")
 _idle_wall = partial(_faster, clock=_IDLE_WALL)
 _cpu = partial(_faster, "bert-base", clock="wall")
+_BF16_MASTER, _BF16_REMAINDER = Storage("bf16", "fp32"), Storage("bf16", "remainder")
+_FP16_MASTER = Storage("fp16", "fp32")
 
 #: Device -> its criteria. apex is met in the variant that is faster for it.
 CRITERIA: dict[str, tuple[Criterion, ...]] = {
@@ -161,6 +183,13 @@ CRITERIA: dict[str, tuple[Criterion, ...]] = {
         _times_none("10000x1000", 1.3),
         _times_none("20x16M", 1.15),
         _times_none("1x1e9", 1.18),
+        _share("bert-large", "per_tensor", 94, _BF16_MASTER),
+        _share("bert-large", "per_tensor", 92, _BF16_REMAINDER),
+        # torch's clipping over all tensors: per tensor it is host-bound, and no match.
+        _faster("bert-large", "per_tensor", _FUSED_GLOBAL, 2.1, kept=_BF16_MASTER),
+        _faster("bert-large", "per_tensor", _FUSED_GLOBAL, 2.1, kept=_BF16_REMAINDER),
+        _faster("bert-large", "per_tensor", _FUSED_GLOBAL, 2.5, kept=_FP16_MASTER),
+        _faster("bert-large", "per_tensor", (APEX_CAPTURABLE, "global"), 2, kept=_FP16_MASTER),
     ),
     "cpu": (
         _cpu("none", _FUSED_NONE, 0.97),
@@ -174,5 +203,6 @@ def verdicts(device: str, threads: int, results: Results) -> list[str]:
     """Judge a run by the criteria of the models that it timed."""
     if device == "cpu" and threads != CPU_THREADS:
         return [f"no verdicts: the CPU's are for {CPU_THREADS} threads, these are {threads}"]
-    timed = {row.model for row in results.rows}
-    return [each.verdict(results) for each in CRITERIA[device] if each.model in timed]
+    timed = {(row.model, row.dtype) for row in results.rows}
+    criteria = CRITERIA[device]
+    return [each.verdict(results) for each in criteria if (each.model, each.dtype) in timed]

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 from bench_report import Circumstances, write_lines
-from contenders import LR, MAX_GRAD_NORM, WEIGHT_DECAY, Groups
+from contender_steps import LR, MAX_GRAD_NORM, Groups
+from contenders import WEIGHT_DECAY
 from measurement import make_groups
 from model_shapes import MODELS
 from timing import IdleTimes, count_launches

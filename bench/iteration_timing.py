@@ -16,7 +16,16 @@ from typing import Any, Protocol
 import torch
 from timing import Call
 
-N_WARM_UPS = 2  # runs; an optimizer makes its state in the first
+N_WARM_UPS = 1  # runs; an optimizer makes its state in its first iteration
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How many rounds are timed: none that would end after `seconds`, within two limits."""
+
+    least: int
+    most: int
+    seconds: float
 
 
 class Timeline(Protocol):
@@ -109,7 +118,7 @@ def timed_runs(
     forward_backwards: Sequence[Call],
     steps: Mapping[str, Call],
     timeline: Timeline,
-    n_rounds: int,
+    rounds: Rounds,
 ) -> dict[str, list[Run]]:
     """Let the steps take turns, a run each per round, after some that warm up.
 
@@ -121,7 +130,11 @@ def timed_runs(
         for _ in range(N_WARM_UPS):
             timed_run(forward_backwards, steps[name], timeline)
     runs: dict[str, list[Run]] = {name: [] for name in names}
-    for n in range(n_rounds):
+    start = perf_counter_ns()
+    for n in range(rounds.most):
+        next_end_s = (perf_counter_ns() - start) / 1e9 * (n + 1) / max(n, 1)
+        if n >= rounds.least and next_end_s > rounds.seconds:
+            break
         first = n % len(names)
         for name in names[first:] + names[:first]:
             runs[name].append(timed_run(forward_backwards, steps[name], timeline))

@@ -27,8 +27,8 @@ def plot_run(run: Curves, title: str, file: Path) -> None:
         lr.yaxis.set_major_formatter(formatter)
 
 
-def plot_comparison(runs: Sequence[Curves], title: str, file: Path) -> None:
-    """Losses of several runs above their distance from the second one, the first reference."""
+def plot_comparison(runs: Sequence[Curves], title: str, file: Path, *, base: Curves) -> None:
+    """Losses of several runs above their distance from one of them."""
     with stacked_axes(file, (3.6, 2.4)) as (_, (loss, distance)):
         for index, run in enumerate(runs):
             # Curves that agree hide each other: the later ones are drawn narrower and dashed.
@@ -41,9 +41,8 @@ def plot_comparison(runs: Sequence[Curves], title: str, file: Path) -> None:
         loss.plot([], [], "o", color="#666666", markersize=4, label="held out (points)")
         loss.set(title=title, ylabel="loss of masked tokens (nats)")
         loss.legend()
-        base = runs[1]
         for index, run in enumerate(runs):
-            if index != 1:
+            if run is not base:
                 gap = np.abs(np.subtract(run.losses, base.losses))
                 distance.plot(
                     run.steps,

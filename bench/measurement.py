@@ -1,8 +1,8 @@
 """Times contenders of all clip modes on the parameters and gradients of one model.
 
-Ours takes part in every round, in all modes, so each ratio to it compares times of the same
-rounds. Where memory does not hold the moments of all contenders at once, the others come in
-batches: one batch is freed before the next is made.
+Ours takes part in every round, in all modes and with all masters, so each ratio to it compares
+times of the same rounds. Where memory does not hold the state of all contenders at once, the
+others come in batches: one batch is freed before the next is made.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from bench_report import Row
-from contenders import OURS, Contender, Groups, WrongResult, check, split_groups
+from bench_report import Row, ratio_column
+from contender_check import WrongResult, check
+from contender_steps import Groups
+from contenders import OURS, Contender, split_groups
 from model_shapes import MODELS, Shapes, count_elements, decays
+from storage import DTYPES
 from timing import (
     Call,
     DeviceClock,
@@ -34,7 +37,8 @@ from torch import nn
 
 _COPY = "copy"
 _GRAD_NORM = 0.5
-_MOMENT_BYTES = 8
+#: Per parameter: moments; beside 16 bits also a master and, of the plain loop, its gradient.
+_STATE_BYTES = {torch.float32: 8, torch.bfloat16: 16, torch.float16: 16}
 #: Share of the free memory that moments may take; on a CPU others need some, too.
 _USABLE = {"cuda": 0.95, "cpu": 0.5}
 #: Slow contenders get fewer rounds than asked for, but three, which have a median.
@@ -55,12 +59,13 @@ class _Started:
     idle: IdleTimes
 
 
-def make_groups(shapes: Shapes, device: torch.device) -> Groups:
+def make_groups(shapes: Shapes, device: torch.device, dtype: torch.dtype = torch.float32) -> Groups:
     """Random parameters with gradients of a small norm, in BERT's two groups."""
     torch.manual_seed(0)
     scale = _GRAD_NORM / count_elements(shapes) ** 0.5
     params = {
-        name: nn.Parameter(torch.randn(s, device=device).mul_(0.02)) for name, s in shapes.items()
+        name: nn.Parameter(torch.randn(s, device=device, dtype=dtype).mul_(0.02))
+        for name, s in shapes.items()
     }
     for param in params.values():
         param.grad = torch.randn_like(param).mul_(scale)
@@ -72,6 +77,10 @@ def refusals(candidates: Sequence[Contender], device: torch.device) -> Notes:
     """Check every contender; returns the labels of those that cannot be timed, and why."""
     notes: Notes = {}
     for contender in candidates:
+        if device.type not in (contender.only_on or device.type):
+            runs_on = " or ".join(contender.only_on)
+            notes[contender.label] = f"missing: runs on {runs_on} only"
+            continue
         try:
             check(contender, device)
         except WrongResult as error:
@@ -90,7 +99,7 @@ def start(candidates: Sequence[Contender], groups: Groups, notes: Notes) -> dict
     started: dict[str, _Started] = {}
     for contender in candidates:
         if contender.label not in notes:
-            with _named_failure(contender, notes):
+            with named_failure(contender, notes):
                 # Optimizers keep and complete the dicts that they get.
                 call = contender.build([dict(group) for group in groups])
                 call()  # makes the moments
@@ -98,13 +107,13 @@ def start(candidates: Sequence[Contender], groups: Groups, notes: Notes) -> dict
     # Again once all of them hold their moments, so that none runs out of memory while it is timed.
     for contender in list(calls):
         call = calls.pop(contender)
-        with _named_failure(contender, notes):
+        with named_failure(contender, notes):
             started[contender.label] = _Started(call, IdleTimes.of(call, n_calls=1))
     return started
 
 
 @contextmanager
-def _named_failure(contender: Contender, notes: Notes) -> Iterator[None]:
+def named_failure(contender: Contender, notes: Notes) -> Iterator[None]:
     """Turn a lack of memory, and what other packages raise for large inputs, into a note."""
     try:
         yield
@@ -117,13 +126,13 @@ def _named_failure(contender: Contender, notes: Notes) -> Iterator[None]:
 
 
 def batches(
-    others: Sequence[Contender], shapes: Shapes, free_bytes: float
+    others: Sequence[Contender], shapes: Shapes, free_bytes: float, state_bytes: int
 ) -> list[list[Contender]]:
-    """Split the contenders beside ours into batches whose moments fit; at least one batch."""
+    """Split the contenders beside ours into batches whose state fits; at least one batch."""
     n = count_elements(shapes)
     # torch's foreach keeps the square roots of all v, the plain loop four copies of one tensor.
     working = 4 * n + 16 * max(count_elements({name: s}) for name, s in shapes.items())
-    size = max(1, int((free_bytes - working) // (_MOMENT_BYTES * n)))
+    size = max(1, int((free_bytes - working) // (state_bytes * n)))
     return [list(others[i : i + size]) for i in range(0, len(others), size)] or [[]]
 
 
@@ -136,22 +145,29 @@ def measure(
 ) -> list[Row]:
     """Time the candidates of all clip modes in turns; returns their rows in the same order."""
     shapes = MODELS[model]()
-    groups = make_groups(shapes, device)
+    dtype = candidates[0].storage.dtype
+    groups = make_groups(shapes, device, DTYPES[dtype])
     notes = dict(refused)
     timings = _Timings(device, most_rounds)
     ours = start([each for each in candidates if each.name == OURS], groups, notes)
     others = [each for each in candidates if each.name != OURS and each.label not in notes]
     _release(device)
-    for index, batch in enumerate(batches(others, shapes, _free_bytes(device)), start=1):
+    split = batches(others, shapes, _free_bytes(device), _STATE_BYTES[DTYPES[dtype]])
+    for index, batch in enumerate(split, start=1):
         timings.add(index, ours, start(batch, groups, notes))
         _release(device)
-    clips = {each.clip: each.label for each in candidates if each.name == OURS}
+    own = {
+        ratio_column(each.clip, each.storage.master): each.label
+        for each in candidates
+        if each.name == OURS
+    }
     rows = []
     for contender in candidates:
         label = contender.label
         known = (model, len(shapes), count_elements(shapes), contender.clip, contender.name)
-        row = Row(*known, contender.bytes_per_param, note=notes.get(label, ""))
-        rows.append(row if label in notes else timings.complete(row, label, clips))
+        stored = {"dtype": dtype, "master": contender.storage.master}
+        row = Row(*known, contender.bytes_per_param, **stored, note=notes.get(label, ""))
+        rows.append(row if label in notes else timings.complete(row, label, own))
     return rows
 
 
@@ -181,13 +197,13 @@ class _Timings:
                 batch = 0 if label in ours else index
                 self._facts[label] = {"batch": batch, **self._device_facts(each)}
 
-    def complete(self, row: Row, label: str, clips: Mapping[str, str]) -> Row:
-        """Return the row with its times, and its ratios to ours in each mode."""
+    def complete(self, row: Row, label: str, own: Mapping[str, str]) -> Row:
+        """Return the row with its times, and its ratios to each of ours (column: label)."""
         samples = self._pooled([label])[label]
         spread = Spread.of(samples)
         ratios = {
-            f"ours_{clip}_over_this": paired_ratio(pooled[ours], pooled[label]).median
-            for clip, ours in clips.items()
+            column: paired_ratio(pooled[ours], pooled[label]).median
+            for column, ours in own.items()
             if (pooled := self._pooled([ours, label]))
         }
         copy_us = Spread.of(self._pooled([_COPY])[_COPY]).median

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from loss_scaling import OurScaler
 from plain_bert_adam import PlainBertAdam
 from settings import Settings
 from torch.nn.utils import clip_grad_norm_
@@ -26,17 +27,30 @@ EPS = 1e-6
 
 @dataclass
 class Stepper:
-    """An optimizer, and what is called before and after it in every step."""
+    """An optimizer, and what is called before and after it in every step.
+
+    A scaler goes with an optimizer that clips by itself.
+    """
 
     optimizer: torch.optim.Optimizer
     clip: Callable[[], object] | None = None
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+    scaler: torch.amp.GradScaler | None = None
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Compute the gradients that `step` takes."""
+        scaled = loss if self.scaler is None else self.scaler.scale(loss)
+        scaled.backward()  # type: ignore[no-untyped-call]
 
     def step(self) -> None:
         """Clip, update, and advance the schedule."""
         if self.clip is not None:
             self.clip()
-        self.optimizer.step()
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         if self.scheduler is not None:
             self.scheduler.step()
 
@@ -48,7 +62,11 @@ class Stepper:
             for group in optimizer["param_groups"]
         ]
         scheduler = self.scheduler.state_dict() if self.scheduler is not None else {}
-        return {"optimizer": {**optimizer, "param_groups": groups}, "scheduler": scheduler}
+        return {
+            "optimizer": {**optimizer, "param_groups": groups},
+            "scheduler": scheduler,
+            "scaler": self.scaler.state_dict() if self.scaler is not None else {},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a stepper that was built with the same settings."""
@@ -60,6 +78,8 @@ class Stepper:
         self.optimizer.load_state_dict({**saved, "param_groups": groups})
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
 
 
 def build_stepper(model: torch.nn.Module, settings: Settings) -> Stepper:
@@ -74,18 +94,23 @@ def lr_multiplier(settings: Settings) -> Callable[[int], float]:
 
 
 def _bertadam(groups: list[dict[str, Any]], settings: Settings) -> Stepper:
-    return Stepper(
-        bertadam_cuda.BertAdam(
-            groups,
-            settings.lr,
-            settings.warmup,
-            settings.steps,
-            settings.schedule,
-            schedule_args=settings.schedule_args or None,
-            max_grad_norm=_limit(settings),
-            clip=_norm_kind(settings),
-        )
+    master_weights = None if settings.master_weights == "none" else settings.master_weights
+    optimizer = bertadam_cuda.BertAdam(
+        groups,
+        settings.lr,
+        settings.warmup,
+        settings.steps,
+        settings.schedule,
+        schedule_args=settings.schedule_args or None,
+        max_grad_norm=_limit(settings),
+        clip=_norm_kind(settings),
+        master_weights=master_weights,
+        stochastic_rounding=settings.stochastic_rounding,
+        rounding_seed=settings.seed,
     )
+    is_scaled = settings.dtype == "fp16"
+    device = torch.device(settings.device)
+    return Stepper(optimizer, scaler=OurScaler(device.type) if is_scaled else None)
 
 
 def _reference(groups: list[dict[str, Any]], settings: Settings) -> Stepper:

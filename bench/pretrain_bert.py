@@ -3,6 +3,7 @@
     python bench/pretrain_bert.py                        the defaults of this machine
     python bench/pretrain_bert.py --corpus a.txt b.txt   your text, blank lines between documents
     python bench/pretrain_bert.py --compare reference    against a plain PyTorch BertAdam
+    python bench/pretrain_bert.py --compare storage      bf16, three ways, against fp32
     python bench/pretrain_bert.py --profile              the optimizers' share of an iteration
 
 Without --corpus the text is the English that this Python carries; nothing is downloaded. Written
@@ -30,7 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PROFILE_ONLY = ("profile_batches", "commit")
 USED_BY_PROFILE = {
     *("profile", *PROFILE_ONLY, "out"),
-    *("size", "vocab_size", "seq_len", "dropout", "device", "dtype", "seed"),
+    *("size", "vocab_size", "seq_len", "dropout", "device", "dtype", "autocast"),
+    *("master_weights", "seed"),
 }
 NEEDED = ("torch", "numpy", "transformers", "tokenizers", "matplotlib", "tqdm")
 
@@ -51,7 +53,8 @@ def require_packages() -> None:
 def parser() -> argparse.ArgumentParser:
     """Options; a setting that is None is filled from the checkpoint or the device's defaults."""
     from bert_model import SIZES
-    from settings import CLIPS, DTYPES, OPTIMIZERS
+    from settings import CLIPS, OPTIMIZERS
+    from storage import DTYPES, MASTERS
 
     from bertadam_cuda.schedules import SCHEDULES
 
@@ -70,7 +73,12 @@ def parser() -> argparse.ArgumentParser:
     text.add_argument(
         "--stop-after", type=int, metavar="STEP", help="stop early; --steps still sets the schedule"
     )
-    text.add_argument("--compare", choices=("reference",), help="train twice, plot both losses")
+    text.add_argument(
+        "--compare",
+        choices=("reference", "storage"),
+        help="train several times, plot the losses: our optimizer and the plain loop, or fp32 and"
+        " bf16 with a remainder, with stochastic rounding and with neither",
+    )
     text.add_argument(
         "--reference-runs",
         type=int,
@@ -90,7 +98,15 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--steps", type=int)
     model.add_argument("--dropout", type=float)
     model.add_argument("--device", help="cpu, cuda, cuda:1, ...")
-    model.add_argument("--dtype", choices=DTYPES, help="fp32, or bf16 autocast; weights are fp32")
+    model.add_argument(
+        "--dtype", choices=tuple(DTYPES), help="of parameters, gradients and computation"
+    )
+    model.add_argument(
+        "--autocast",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="fp32 parameters, bf16 computation (default on a GPU, unless --dtype is given)",
+    )
     model.add_argument("--seed", type=int)
     model.add_argument("--eval-every", type=int, help="steps between held-out losses")
     rule = options.add_argument_group("optimizer")
@@ -102,6 +118,18 @@ def parser() -> argparse.ArgumentParser:
     rule.add_argument("--clip", choices=CLIPS)
     rule.add_argument("--max-grad-norm", type=float)
     rule.add_argument("--weight-decay", type=float)
+    rule.add_argument(
+        "--master-weights",
+        choices=MASTERS["bf16"],
+        help="what is behind parameters of 16 bits (default with bertadam: remainder for bf16, fp32"
+        " for fp16)",
+    )
+    rule.add_argument(
+        "--stochastic-rounding",
+        action="store_true",
+        default=None,
+        help="bf16 without a master, rounded at random",
+    )
     profile = options.add_argument_group("profile of an iteration, instead of a run")
     profile.add_argument(
         "--profile",
@@ -144,6 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
 def launch(options: argparse.Namespace) -> int:
     import comparison
     import pretraining
+    import storage_comparison
     from settings import Settings, complete
 
     names = Settings.__dataclass_fields__
@@ -172,6 +201,10 @@ def launch(options: argparse.Namespace) -> int:
             "pretrain_bert: --compare runs from the start to the end; leave out --resume,"
             " --checkpoint and --stop-after"
         )
+    if options.compare == "storage":
+        if changed(options, ("reference_runs",)):
+            raise ValueError("pretrain_bert: --reference-runs: only with --compare reference")
+        return storage_comparison.compare(given, options.corpus, options.out)
     settings = complete(given)
     return comparison.compare(settings, options.corpus, options.out, options.reference_runs)
 

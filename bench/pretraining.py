@@ -14,6 +14,7 @@ import torch
 import transformers
 from corpus import Corpus, load_corpus
 from loss_figure import plot_run
+from loss_scaling import OUR_SCALER
 from progress import run
 from run_log import RunLog, curves
 from settings import Settings, complete, differences
@@ -92,7 +93,7 @@ def start_record(training: Training, corpus: Corpus, text: EncodedCorpus) -> dic
     n_epochs = settings.steps * settings.batch / len(text.train)
     print(
         f"model: BERT-{settings.size}, {training.n_parameters / 1e6:.2f} M parameters, on"
-        f" {settings.device} in {settings.dtype}; {settings.steps:,} steps of"
+        f" {settings.device} in {settings.stored_as}; {settings.steps:,} steps of"
         f" {settings.batch} x {settings.seq_len} tokens ({n_epochs:.1f} epochs),"
         f" optimizer {settings.optimizer}"
     )
@@ -101,6 +102,8 @@ def start_record(training: Training, corpus: Corpus, text: EncodedCorpus) -> dic
         print(f"note: {note}")
     return {
         "settings": asdict(settings),
+        "stored_as": settings.stored_as,
+        "loss_scaler": OUR_SCALER if settings.dtype == "fp16" else None,
         **versions(training.device),
         "corpus": {
             "source": corpus.source,
@@ -149,7 +152,8 @@ def report(log: RunLog, settings: Settings, out: Path) -> None:
     """Write the figure; print where everything is, and how the held-out loss moved."""
     history = curves(settings.optimizer, log.records)
     figure = out / "losses.png"
-    plot_run(history, f"BERT-{settings.size} pretrained with {settings.optimizer}", figure)
+    title = f"BERT-{settings.size} pretrained with {settings.optimizer} in {settings.stored_as}"
+    plot_run(history, title, figure)
     speed = next((r for r in reversed(log.records) if r["event"] == "end"), None)
     if speed:
         print(f"trained in {speed['seconds']:.1f} s, {speed['tokens_per_s']:,.0f} tokens/s")

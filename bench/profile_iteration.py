@@ -24,21 +24,14 @@ import torch
 import transformers
 from bench_report import Circumstances
 from bert_model import MAX_POSITIONS, SIZES, masked_loss, random_bert
-from contenders import (
-    FUSED,
-    OURS,
-    WEIGHT_DECAY,
-    Contender,
-    Groups,
-    Step,
-    WrongResult,
-    check,
-    contenders,
-)
-from iteration_timing import GpuTimeline, HostTimeline, Timeline, timed_runs
+from contender_steps import Step
+from contenders import APEX, FUSED, OURS, WEIGHT_DECAY, Contender, contenders
+from iteration_timing import GpuTimeline, HostTimeline, Rounds, Timeline, timed_runs
 from masking import MaskedBatch, masked_batch
+from measurement import named_failure, refusals
 from profile_report import Row, Subject, draw, table, write_csv
 from settings import Settings
+from storage import DTYPES
 from vocabulary import CLS_ID, MIN_VOCAB_SIZE, SEP_ID, SPECIAL_TOKENS
 
 from bertadam_cuda.param_groups import param_groups_weight_decay
@@ -46,13 +39,15 @@ from bertadam_cuda.param_groups import param_groups_weight_decay
 #: The first phase of BERT-large: Devlin et al. 2019, appendix A.2.
 DEFAULTS = {"size": "large", "vocab_size": 30522, "seq_len": 128, "dropout": 0.1}
 BATCHES = (4, 8, 16, 32)
-#: Iterations between two waits, and such runs per optimizer and batch.
-N_ITERATIONS, N_ROUNDS = 8, 5
+#: Iterations between two waits.
+N_ITERATIONS = 6
+#: Runs of each optimizer per batch. With a slow host an iteration takes 0.15 s (BERT-large, torch's
+#: clipping per tensor launches thousands of kernels), so that 4 rounds of 6 optimizers are 22 s.
+ROUNDS = Rounds(least=3, most=7, seconds=22.0)
 #: So small that the weights, of standard deviation 0.02, stay about what they were: all iterations
 #: do the same work, and none diverges.
 LR = 1e-6
 NO_OPTIMIZER = "no optimizer"
-APEX = "apex FusedAdam"
 PROFILED = (
     (OURS, "per_tensor"),
     (FUSED, "per_tensor"),
@@ -71,7 +66,7 @@ class Workload:
         torch.manual_seed(settings.seed)
         with self.device:  # without a detour over the host
             model = random_bert(SIZES[settings.size], settings.vocab_size, settings.dropout)
-        self.model = model.to(self.device).train()
+        self.model = model.to(self.device, DTYPES[settings.dtype]).train()
         self.params = list(self.model.parameters())
         self.loss = torch.zeros(())
 
@@ -82,8 +77,7 @@ class Workload:
     def forward_backward(self, batch: MaskedBatch) -> None:
         for param in self.params:
             param.grad = None
-        enabled = self.settings.dtype == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.autocast):
             loss = masked_loss(self.model, batch)
         loss.backward()
         self.loss = loss.detach()
@@ -100,10 +94,18 @@ class Workload:
         return batches
 
 
-def candidates() -> list[Contender]:
-    """The optimizers to compare: the same on every device, so that a missing one is named."""
-    every = [each for clip in ("per_tensor", "global") for each in contenders(clip, "cuda")]
-    by_key = {(each.name, each.clip): each for each in every}
+def candidates(dtype: str = "fp32", master: str = "none") -> list[Contender]:
+    """The optimizers to compare: the same on every device, so that a missing one is named.
+
+    master: of ours; the others are as they come.
+    """
+    clips = ("per_tensor", "global")
+    every = [each for clip in clips for each in contenders(clip, "cuda", dtype)]
+    by_key = {
+        (each.name, each.clip): each
+        for each in every
+        if each.name != OURS or each.storage.master == master
+    }
     return [by_key[key] for key in PROFILED]
 
 
@@ -114,14 +116,13 @@ class Profile:
         self.workload = workload
         self._compared = compared
         self._steps: dict[str, Step] = {NO_OPTIMIZER: lambda: None}
-        self._notes: dict[str, str] = {}
+        self._notes = refusals(compared, workload.device)
         groups = param_groups_weight_decay(workload.model, WEIGHT_DECAY, lr=LR)
         for contender in compared:
-            built = build(contender, [dict(group) for group in groups], workload.device)
-            if isinstance(built, str):
-                self._notes[label(contender)] = built
-            else:
-                self._steps[label(contender)] = built
+            if contender.label not in self._notes:
+                with named_failure(contender, self._notes):
+                    step = contender.build([dict(group) for group in groups])
+                    self._steps[contender.label] = step
 
     @property
     def refused(self) -> bool:
@@ -143,7 +144,7 @@ class Profile:
         timeline: Timeline = GpuTimeline(workload.device) if on_gpu else HostTimeline()
         batches = workload.random_batches(batch)
         calls = [partial(workload.forward_backward, each) for each in batches]
-        runs = timed_runs(calls, self._steps, timeline, N_ROUNDS)
+        runs = timed_runs(calls, self._steps, timeline, ROUNDS)
         if not math.isfinite(float(workload.loss)):
             raise RuntimeError(
                 f"pretrain_bert: --profile: the loss became {float(workload.loss)}, so what was"
@@ -152,32 +153,12 @@ class Profile:
         without, seq_len = runs[NO_OPTIMIZER], workload.settings.seq_len
         rows = [Row(batch, NO_OPTIMIZER, "none").timed(without, without, seq_len)]
         for contender in self._compared:
-            row, key = Row(batch, contender.name, contender.clip), label(contender)
+            row, key = Row(batch, contender.name, contender.clip), contender.label
             if key in runs:
                 rows.append(row.timed(runs[key], without, seq_len))
             else:
                 rows.append(replace(row, note=self._notes[key]))
         return rows
-
-
-def build(contender: Contender, groups: Groups, device: torch.device) -> Step | str:
-    """Return the step of an optimizer that computes what it says, or the reason for none."""
-    if contender.only_on and device.type not in contender.only_on:
-        return f"missing: runs on {' or '.join(contender.only_on)} only"
-    try:
-        check(contender, device)
-        return contender.build(groups)
-    except WrongResult as error:
-        return f"REFUSED: {error}"
-    except Exception as error:
-        if not contender.optional:
-            raise
-        # Such packages compile at first use and can fail in many ways; it is named, not hidden.
-        return f"missing: {type(error).__name__}: {error}".split("\n")[0]
-
-
-def label(contender: Contender) -> str:
-    return f"{contender.name}, clip {contender.clip}"
 
 
 def profile(
@@ -196,23 +177,23 @@ def profile(
     subject = Subject(
         settings.size,
         workload.n_parameters,
-        settings.dtype,
+        settings.stored_as,
         settings.seq_len,
         settings.dropout,
         transformers.__version__,
-        N_ROUNDS,
         N_ITERATIONS,
     )
     print(
         f"BERT-{subject.model}, {subject.n_params:,} parameters, {subject.dtype}, sequence"
         f" {subject.seq_len}, dropout {subject.dropout}\n{circumstances.hardware},"
         f" {circumstances.threads} threads, load average {circumstances.load:.1f}, torch"
-        f" {circumstances.torch}, driver {circumstances.driver or '-'}\n{N_ROUNDS} rounds of"
-        f" {N_ITERATIONS} iterations, with torch's usual algorithms (training uses deterministic"
-        " ones)"
+        f" {circumstances.torch}, driver {circumstances.driver or '-'}\n{ROUNDS.least} to"
+        f" {ROUNDS.most} rounds of {N_ITERATIONS} iterations, with torch's usual algorithms"
+        " (training uses deterministic ones)"
     )
-    compared = Profile(workload, candidates())
-    stem = out / f"profile_{workload.device.type}_bert-{settings.size}"
+    compared = Profile(workload, candidates(settings.dtype, settings.master_weights))
+    suffix = "" if settings.dtype == "fp32" else f"_{settings.dtype}"
+    stem = out / f"profile_{workload.device.type}_bert-{settings.size}{suffix}"
     rows: list[Row] = []
     for batch in batches:
         start = perf_counter()
@@ -231,6 +212,11 @@ def check_settings(settings: Settings, batches: Sequence[int]) -> None:
         raise ValueError(
             f"pretrain_bert: --profile-batches is {' '.join(map(str, batches))}, expected different"
             " numbers of at least 1"
+        )
+    if settings.dtype == "fp16":
+        raise ValueError(
+            "pretrain_bert: --profile is for --dtype fp32 and bf16; fp16 needs a loss scale, which"
+            " bench_step.py times"
         )
     if settings.seq_len > MAX_POSITIONS:
         raise ValueError(

@@ -24,7 +24,6 @@ class Subject:
     seq_len: int
     dropout: float
     transformers: str
-    n_rounds: int
     n_iterations: int
 
 
@@ -39,6 +38,7 @@ class Row:
     batch: int
     contender: str
     clip: str
+    n_rounds: int = 0
     iteration_ms: float | None = None
     p20_ms: float | None = None
     p80_ms: float | None = None
@@ -60,6 +60,7 @@ class Row:
         )
         return replace(
             self,
+            n_rounds=len(runs),
             iteration_ms=iteration.median,
             p20_ms=iteration.p20,
             p80_ms=iteration.p80,
@@ -95,6 +96,7 @@ _HEADINGS = (
     ("batch", "{0.batch}"),
     ("optimizer", "{0.contender}"),
     ("clip", "{0.clip}"),
+    ("rounds", "{0.n_rounds}"),
     ("iteration ms", "{0.iteration_ms:.2f}"),
     ("tokens/s", "{0.tokens_per_s:,.0f}"),
     ("optimizer ms", "{0.optimizer_ms:.2f}"),
@@ -151,9 +153,8 @@ def draw(file: Path, rows: Sequence[Row], subject: Subject, circumstances: Circu
             axis.bar_label(bars, texts, padding=4)
             axis.set(title=f"batch {batch}", xlim=(0, 1.25 * longest))
             axis.grid(axis="y", visible=False)
-        dtype = "bf16 autocast" if subject.dtype == "bf16" else subject.dtype
         axes[0].set_title(
-            f"BERT-{subject.model}, {subject.n_params:,} parameters, {dtype}, sequence"
+            f"BERT-{subject.model}, {subject.n_params:,} parameters, {subject.dtype}, sequence"
             f" {subject.seq_len}\n{circumstances.hardware}, torch {circumstances.torch}\n\n"
             f"batch {batches[0]}"
         )

@@ -27,7 +27,7 @@ def run(
         mininterval=0.2 if sys.stderr.isatty() else 10,
     )
     if training.step == 0:
-        log.add("held_out", step=0, loss=training.held_out_loss())
+        log.add("held_out", step=0, loss=training.held_out_loss(), **loss_scale(training))
     n_read = training.step
     start, first_step, evaluation_s = time.perf_counter(), training.step, 0.0
     while training.step < until:
@@ -41,7 +41,7 @@ def run(
             bar.set_postfix({**shown, "held-out": f"{last_held_out(log):.3f}"}, refresh=False)
         if evaluate:
             before = time.perf_counter()
-            log.add("held_out", step=step, loss=training.held_out_loss())
+            log.add("held_out", step=step, loss=training.held_out_loss(), **loss_scale(training))
             if checkpoint is not None:
                 training.save(checkpoint, log.records)
             evaluation_s += time.perf_counter() - before
@@ -58,6 +58,12 @@ def read_losses(training: Training, log: RunLog, n_read: int) -> int:
     for step, loss in enumerate(training.losses[n_read : training.step].tolist(), start=n_read):
         log.add("train", step=step, loss=loss, lr=training.lr(step))
     return training.step
+
+
+def loss_scale(training: Training) -> dict[str, float]:
+    """What a record says of it, where there is one."""
+    scale = training.loss_scale
+    return {} if scale is None else {"loss_scale": scale}
 
 
 def last_held_out(log: RunLog) -> float:

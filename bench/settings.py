@@ -12,12 +12,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+from storage import MASTERS
 
 from bertadam_cuda.schedules import validate
 
 OPTIMIZERS = ("bertadam", "reference", "torch", "apex")
 CLIPS = ("per_tensor", "global", "none")
-DTYPES = ("fp32", "bf16")
+#: What each dtype is trained with unless asked otherwise: what loses nothing, in the least memory.
+DEFAULT_MASTERS = {"fp32": "none", "bf16": "remainder", "fp16": "fp32"}
 
 Preset = dict[str, Any]
 
@@ -30,6 +32,8 @@ COMMON: Preset = {
     "max_grad_norm": 1.0,
     "weight_decay": 0.01,
     "seed": 0,
+    "autocast": False,
+    "stochastic_rounding": False,
     "reduction_chunks": 1,
 }
 ON_CPU: Preset = {
@@ -50,7 +54,8 @@ ON_SMALL_GPU: Preset = {
     "steps": 3000,
     "lr": 5e-4,
     "dropout": 0.1,
-    "dtype": "bf16",
+    "dtype": "fp32",
+    "autocast": True,
 }
 ON_GPU: Preset = {**ON_SMALL_GPU, "size": "base", "batch": 256, "lr": 2e-4}
 #: Smallest and largest value of a setting; numbers that are not finite are refused as well.
@@ -85,7 +90,10 @@ class Settings:
     dropout: float
     seed: int
     device: str
-    dtype: str
+    dtype: str  # of parameters and gradients, and of what the model computes with
+    autocast: bool  # float32 parameters, most of the model in bfloat16
+    master_weights: str
+    stochastic_rounding: bool
     eval_every: int
     reduction_chunks: int  # of the reference optimizer: orders the sums of its norms differently
 
@@ -96,7 +104,56 @@ class Settings:
                 upwards = "a finite number" if smallest == -math.inf else f"at least {smallest}"
                 expected = upwards if largest == math.inf else f"{smallest} to {largest}"
                 raise ValueError(f"pretrain_bert: {option(name)} is {value}, expected {expected}")
+        _check_storage(self)
         validate(self.schedule, self.warmup, self.steps, self.schedule_args, where="pretrain_bert")
+
+    @property
+    def stored_as(self) -> str:
+        """How parameters are kept and computed with, in words."""
+        if self.autocast:
+            return f"{self.dtype}, bf16 autocast"
+        if self.stochastic_rounding:
+            return f"{self.dtype}, stochastic rounding"
+        has_master = self.master_weights != "none"
+        return f"{self.dtype}, master {self.master_weights}" if has_master else self.dtype
+
+
+def _check_storage(settings: Settings) -> None:
+    """Refuse what cannot be, or what would train worse than somebody expects."""
+    dtype, master = settings.dtype, settings.master_weights
+    with_dtype = f"--dtype {dtype}"
+    reason = None
+    if settings.autocast and dtype != "fp32":
+        reason = f"--autocast is for --dtype fp32; with {with_dtype} the model is {dtype} anyway"
+    elif dtype != "fp32" and settings.optimizer == "apex":
+        reason = (
+            f"{with_dtype} is not for --optimizer apex, whose float32 moments torch rounds to"
+            f" {dtype} when a checkpoint is loaded"
+        )
+    elif dtype == "fp16" and settings.optimizer != "bertadam":
+        reason = (
+            f"{with_dtype} is for --optimizer bertadam; {settings.optimizer} keeps moments in fp16,"
+            " where the squares of most gradients are 0. Use --dtype bf16"
+        )
+    elif (master != "none" or settings.stochastic_rounding) and settings.optimizer != "bertadam":
+        reason = (
+            "--master-weights and --stochastic-rounding are for --optimizer bertadam, not for"
+            f" {settings.optimizer}"
+        )
+    elif master not in MASTERS[dtype]:
+        reason = (
+            f"--master-weights is {master}, expected {' or '.join(MASTERS[dtype])} with"
+            f" {with_dtype}"
+        )
+    elif settings.stochastic_rounding and dtype != "bf16":
+        reason = f"--stochastic-rounding is for --dtype bf16, not for {dtype}"
+    elif settings.stochastic_rounding and master != "none":
+        reason = (
+            "--stochastic-rounding is for parameters without a master, but --master-weights is"
+            f" {master}; choose one of them"
+        )
+    if reason is not None:
+        raise ValueError(f"pretrain_bert: {reason}")
 
 
 def option(setting: str) -> str:
@@ -108,7 +165,13 @@ def complete(given: Mapping[str, Any]) -> Settings:
     """Fill what is not given (missing or None) with the defaults of the device."""
     chosen = {name: value for name, value in given.items() if value is not None}
     device = chosen.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
-    settings = {**COMMON, **device_preset(parsed_device(device)), **chosen, "device": device}
+    settings = {**COMMON, **device_preset(parsed_device(device))}
+    if "dtype" in chosen:
+        settings["autocast"] = False  # the preset's is for the preset's dtype
+    settings |= {**chosen, "device": device}
+    has_masters = settings["optimizer"] == "bertadam" and not settings["stochastic_rounding"]
+    default = DEFAULT_MASTERS.get(settings["dtype"], "none") if has_masters else "none"
+    settings.setdefault("master_weights", default)
     settings.setdefault("eval_every", max(1, settings["steps"] // 20))
     return Settings(**settings)
 
@@ -138,7 +201,7 @@ def device_preset(device: torch.device) -> Preset:
     memory = torch.cuda.get_device_properties(device).total_memory
     preset = ON_GPU if memory >= BASE_MODEL_BYTES else ON_SMALL_GPU
     if not torch.cuda.is_bf16_supported(including_emulation=False):
-        preset = {**preset, "dtype": "fp32"}
+        preset = {**preset, "autocast": False}
     return preset
 
 

@@ -16,9 +16,10 @@ from bert_model import MAX_POSITIONS, SIZES, masked_loss, random_bert
 from masking import TrainingBatches, held_out_batches
 from optimizers import build_stepper, lr_multiplier
 from settings import Settings
+from storage import DTYPES
 from vocabulary import EncodedCorpus
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 
 
 class Training:
@@ -33,7 +34,7 @@ class Training:
         self.settings = settings
         self.device = torch.device(settings.device)
         self.model = random_bert(SIZES[settings.size], text.vocab_size, settings.dropout)
-        self.model.to(self.device).train()
+        self.model.to(self.device, DTYPES[settings.dtype]).train()
         self.stepper = build_stepper(self.model, settings)
         self.step = 0
         # Losses stay on the device, so that reading them does not hold up every step.
@@ -47,8 +48,17 @@ class Training:
     def n_parameters(self) -> int:
         return sum(param.numel() for param in self.model.parameters())
 
+    @property
+    def loss_scale(self) -> float | None:
+        """What the loss is multiplied by before backward; None where it is not. Waits for a GPU."""
+        scaler = self.stepper.scaler
+        return None if scaler is None else scaler.get_scale()
+
     def lr(self, step: int) -> float:
-        """Learning rate of update number `step`, counted from 0."""
+        """Learning rate of update number `step`, counted from 0.
+
+        With a loss scale, BertAdam lags behind by the updates that an overflow has cost.
+        """
         return self.settings.lr * self._multiplier(step)
 
     def advance(self) -> None:
@@ -56,7 +66,7 @@ class Training:
         batch = self._batches[self.step].to(self.device)
         with self._autocast():
             loss = masked_loss(self.model, batch)
-        loss.backward()
+        self.stepper.backward(loss)
         self.stepper.step()
         self.stepper.optimizer.zero_grad(set_to_none=True)
         self.losses[self.step] = loss.detach()
@@ -113,9 +123,7 @@ class Training:
             torch.cuda.set_rng_state(checkpoint["gpu_generator"], self.device)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.settings.dtype == "bf16"
-        )
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.autocast)
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Importing the package does not load the compiled part; the first optimizer that 
 `python -m bertadam_cuda` prints what is installed and tests it.
 """
 
+from . import amp
 from ._version import __version__
 from .adam import Adam, AdamW
 from .bert_adam import BertAdam
@@ -24,6 +25,7 @@ __all__ = [
     "AdamW",
     "BertAdam",
     "__version__",
+    "amp",
     "param_groups_layer_decay",
     "param_groups_weight_decay",
     "scale_lr",

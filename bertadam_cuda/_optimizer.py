@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from . import _checkpoint, _masters, _phases, schedules
+from . import _checkpoint, _masters, _phases, _scaling, schedules
 from ._ext import load
 from ._planning import Planning
 from ._statistics import Statistics
@@ -26,6 +26,10 @@ _R = TypeVar("_R")
 
 class FusedOptimizer(Planning, Statistics, torch.optim.Optimizer):
     """Base of the package's optimizers: one launch per device for all parameters of all groups."""
+
+    #: torch.amp.GradScaler leaves the unscaling to the step, see `_scaling`. In the class, since
+    #: copies keep nothing that an instance has.
+    _step_supports_amp_scaling = True
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self._binary = load()
@@ -47,6 +51,10 @@ class FusedOptimizer(Planning, Statistics, torch.optim.Optimizer):
         parameters, state and counters as they were. Gradients are only read. Nothing waits for
         the device. A gradient whose strides differ from its parameter's is copied first (slow).
 
+        With a gradient scaler, `scaler.step(optimizer)` calls this. It sets `grad_scale`, which the
+        step divides all gradients by, and `found_inf`: unless that is 0 the whole step is left out,
+        counters included, and every parameter with a gradient counts in `skipped`.
+
         Args:
             closure: re-evaluates the model and returns the loss; called first, with grad enabled.
 
@@ -54,12 +62,17 @@ class FusedOptimizer(Planning, Statistics, torch.optim.Optimizer):
         """
         loss = None
         if closure is not None:
+            _scaling.refuse_closure(self)
             with torch.enable_grad():
                 loss = closure()
+        scaling = None
+        attributes = self.__dict__
+        if "found_inf" in attributes or "grad_scale" in attributes:
+            scaling = _scaling.of(self)
         due = self._n_steps >= self._next_event
-        if due or not self._stepper.step(self.param_groups, self.state):
+        if due or not self._stepper.step(self.param_groups, self.state, scaling):
             self._bring_up_to_date()
-            if not self._stepper.step(self.param_groups, self.state):
+            if not self._stepper.step(self.param_groups, self.state, scaling):
                 raise RuntimeError(
                     f"{type(self).__name__}: parameters, states or settings changed while the step "
                     "was being planned; let schedules and other callbacks leave them alone"
@@ -73,7 +86,7 @@ class FusedOptimizer(Planning, Statistics, torch.optim.Optimizer):
         """Wrap a step as torch does, and pass its hooks and profiler by while there are none.
 
         torch.optim.Optimizer calls this once per class. Its own wrapper takes 8 us a step, this one
-        0.3 (Xeon, 2026-11).
+        0.3 (Xeon, 2026-11). A step that fails, in a hook too, leaves nothing of a scaler's behind.
         """
         observed = torch.optim.Optimizer.profile_hook_step(func)
         is_observed = load().is_observed
@@ -81,15 +94,19 @@ class FusedOptimizer(Planning, Statistics, torch.optim.Optimizer):
         @functools.wraps(func)
         def step(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             self: Any = args[0]
-            if (
-                self._optimizer_step_pre_hooks
-                or self._optimizer_step_post_hooks
-                or _global_optimizer_pre_hooks
-                or _global_optimizer_post_hooks
-                or is_observed()
-            ):
-                return observed(*args, **kwargs)
-            return func(*args, **kwargs)
+            try:
+                if (
+                    self._optimizer_step_pre_hooks
+                    or self._optimizer_step_post_hooks
+                    or _global_optimizer_pre_hooks
+                    or _global_optimizer_post_hooks
+                    or is_observed()
+                ):
+                    return observed(*args, **kwargs)
+                return func(*args, **kwargs)
+            except BaseException:
+                _scaling.forget(self)
+                raise
 
         # What torch.compiler.disable comes to, without its wrapper, which takes 0.6 us: a compiled
         # caller breaks its graph here, and neither this frame nor what it calls is compiled.

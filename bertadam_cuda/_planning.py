@@ -98,6 +98,18 @@ class Planning:
         ]
         self._stepper = self._binary.Stepper(self._plans)
 
+    def _devices(self) -> list[torch.device]:
+        """Return the devices of the parameters, from the plans where these are up to date.
+
+        Of the parameters only the first is looked at: all of them take 60 ns each.
+        """
+        first = next((p for group in self.param_groups for p in group["params"]), None)
+        planned = [plan.device for plan in self._plans]
+        if first is None or planned[:1] == [first.device]:
+            return planned
+        params = [param for group in self.param_groups for param in group["params"]]
+        return list(dict.fromkeys(param.device for param in params))
+
     def _drop_plan(self) -> None:
         """Forget what was derived from parameters and settings."""
         self._plans: list[Any] = []

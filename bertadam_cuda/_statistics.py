@@ -20,6 +20,7 @@ class Statistics:
     def grad_norms(self) -> Tensor | None:
         """L2 norms of the last step's gradients before clipping: float64, one per parameter.
 
+        Of the unscaled gradients, where there is a gradient scaler.
         In param_groups order; NaN where there was no gradient, or where neither clipping nor
         on_nonfinite='skip' asked for a norm. None if no norm pass ran. On the parameters' device
         (the first one's, if there are several); reading it does not synchronise. The next step
@@ -29,9 +30,10 @@ class Statistics:
 
     @property
     def clip_coefs(self) -> Tensor | None:
-        """Factors in [0, 1] that the last step's gradients were multiplied by: float32.
+        """Factors in [0, 1] that clipping multiplied the last step's gradients by: float32.
 
-        Like `grad_norms`; 0 where the update was skipped.
+        Like `grad_norms`; 0 where the update was skipped. A gradient scaler's factor is not in them
+        (if its scale is no power of two, they may be off by one unit in the last place).
         """
         if self.grad_norms is None:
             return None
@@ -49,7 +51,11 @@ class Statistics:
 
     @property
     def skipped(self) -> Tensor:
-        """Parameter updates left out for non-finite gradients since construction: 0-dim int64."""
+        """Parameter updates left out for non-finite gradients since construction: 0-dim int64.
+
+        A step that is left out as a whole, for a global norm or by a gradient scaler, counts once
+        for every parameter that has a gradient.
+        """
         counts = list(self._n_skipped.values()) or [torch.zeros((), dtype=torch.int64)]
         return torch.stack([count.to(counts[0].device) for count in counts]).sum()
 

@@ -31,8 +31,8 @@ class BertAdam(FusedOptimizer):
     Args:
         params: parameters, (name, parameter) pairs, or groups (dicts) that may override every
             setting below but those marked *. float32, bfloat16 or float16, each with gradients of
-            any of these, in any mixture (on CUDA devices so far float32 only); dense in memory up
-            to a permutation of the dimensions, on the CPU or CUDA devices (one launch each).
+            any of these, in any mixture; dense in memory up to a permutation of the dimensions, on
+            the CPU or CUDA devices (one launch each).
         lr: base learning rate, >= 0, in units of p; `group['lr']` is read at every step, so torch's
             lr schedulers work (on top of an own schedule they multiply, with one warning). Also a
             tensor of one element on the CPU, see Adam.
@@ -54,6 +54,7 @@ class BertAdam(FusedOptimizer):
         on_nonfinite*: 'skip' leaves everything that a non-finite norm covers as it is, step
             included; 'propagate' lets NaN through. Default None: 'skip' wherever a norm is
             computed, 'propagate' elsewhere. An explicit 'skip' without clipping buys a norm pass.
+            A gradient scaler that finds one skips the whole step, whatever this is.
         master_weights*: what parameters of 16 bits are computed from; float32 ones need nothing.
             None (default): from themselves, rounded to nearest even after each step, which loses
             updates below half a unit in their last place. 'fp32': from a float32 copy in the
@@ -69,6 +70,10 @@ class BertAdam(FusedOptimizer):
             element's place in its memory: a resumed run continues with the same.
         capturable*: not supported yet; only the default False is accepted.
         maximize: ascend. Default False.
+
+    With a gradient scaler (torch.amp.GradScaler, or `bertadam_cuda.amp.GradScaler`, which reads the
+    gradients once less) the step itself divides by the scale: g is the gradient of the unscaled
+    loss, c / scale one factor, rounded once.
 
     State per parameter: 'step' (0-dim float32), 'exp_avg' = m, 'exp_avg_sq' = v (float32, shape and
     layout of p); with master_weights also 'master_param' (float32) or 'param_remainder' (int16);

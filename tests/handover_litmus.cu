@@ -52,7 +52,7 @@ __device__ double value_of(uint32_t epoch, uint32_t id) {
 // As norms.cuh has it: store, count, and let whoever came last look at the tags.
 struct Tagged {
   __device__ static uint32_t leave(TaggedDouble* node, double x, uint32_t epoch, uint32_t* arrivals) {
-    store_relaxed(node, TaggedDouble::of(x, epoch));
+    TaggedDouble::of(x, epoch).store(node);
     return add_one_relaxed(arrivals);
   }
   __device__ static bool is_complete(const TaggedDouble& x, uint32_t epoch) { return x.is_of(epoch); }
@@ -70,9 +70,9 @@ struct Untagged {
     const uint32_t before = add_one_relaxed(arrivals);
     const TaggedDouble tagged = TaggedDouble::of(x, epoch);
     pause();
-    store_relaxed(&node->words[0], tagged.words[0]);
+    store_relaxed(&node->pair.words[0], tagged.pair.words[0]);
     pause();
-    store_relaxed(&node->words[1], tagged.words[1]);
+    store_relaxed(&node->pair.words[1], tagged.pair.words[1]);
     return before;
   }
   __device__ static bool is_complete(const TaggedDouble&, uint32_t) { return true; }
@@ -114,7 +114,7 @@ __device__ bool take_round(const Memory& memory, uint32_t place, uint32_t child,
     TaggedDouble x;
     uint32_t polls = 0;
     do {
-      x = load_relaxed(nodes + lane_id());
+      x = TaggedDouble::load(nodes + lane_id());
     } while (!Handover::is_complete(x, epoch) && ++polls < kMostPolls);
     if (polls == kMostPolls) atomicAdd(&memory.outcomes->lost, 1ull);
     check(x, epoch, place * kChildren + lane_id(), memory.outcomes);

@@ -21,15 +21,16 @@ Build = Callable[[list[dict[str, Any]]], Callable[[], object]]
 
 def compare_with(monkeypatch: pytest.MonkeyPatch, name: str, build: Build) -> None:
     """Let the profile measure ours and an optimizer that no check looks at."""
+    import measurement
     import profile_iteration
     from contenders import OURS, Contender
 
     ours = next(each for each in profile_iteration.candidates() if each.name == OURS)
     made_up = Contender(name, "global", 28.0, build, False)
-    check = profile_iteration.check
-    monkeypatch.setattr(profile_iteration, "candidates", lambda: [ours, made_up])
+    check = measurement.check
+    monkeypatch.setattr(profile_iteration, "candidates", lambda *stored: [ours, made_up])
     monkeypatch.setattr(
-        profile_iteration, "check", lambda each, device: each is made_up or check(each, device)
+        measurement, "check", lambda each, device: each is made_up or check(each, device)
     )
 
 

@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 import bench_step
 import timing
 from bench_report import CSV_COLUMNS, Row, read_csv, table
-from contenders import CLIPS, OURS, Contender, contenders
+from contenders import CLIPS, FOREACH, FUSED, OURS, PLAIN, Contender, contenders
+from loss_scaling import OUR_SCALER
 from model_shapes import MODELS, count_elements
 
 
@@ -33,7 +34,7 @@ def larger_lr(groups: list[dict[str, Any]]) -> Any:
 
 
 def run(
-    tmp_path: Path, *more: str, candidates: Any = contenders
+    tmp_path: Path, *more: str, candidates: Any = contenders, suffix: str = ""
 ) -> tuple[int, list[dict[str, Any]]]:
     threads = torch.get_num_threads()
     arguments = ["--device", "cpu", "--model", "bert-toy", "--rounds", "3", "--threads", "1"]
@@ -41,7 +42,7 @@ def run(
         status = bench_step.main([*arguments, "--out", str(tmp_path), *more], candidates)
     finally:
         torch.set_num_threads(threads)
-    with (tmp_path / "bench_step_cpu_bert-toy.csv").open(newline="") as stream:
+    with (tmp_path / f"bench_step_cpu_bert-toy{suffix}.csv").open(newline="") as stream:
         return status, list(csv.DictReader(stream))
 
 
@@ -77,6 +78,50 @@ def test_program_writes_a_complete_csv_and_a_table(
     assert "copy bandwidth" in text
 
 
+def test_program_of_16_bits_has_its_own_files_with_a_row_for_each_master(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--dtype", "bf16", "--clip", "none")
+    status, rows = run(tmp_path, *more, suffix="_bf16")
+    assert status == 0
+    assert [file.suffix for file in tmp_path.iterdir() if "_bf16." in file.name]
+    assert not (tmp_path / "bench_step_cpu_bert-toy.csv").exists()
+    assert {row["dtype"] for row in rows} == {"bf16"}
+    ours = [row for row in rows if row["contender"] == OURS]
+    assert [row["master"] for row in ours] == ["none", "fp32", "remainder"]
+    assert [row["bytes_per_param"] for row in ours] == ["22.0", "28.0", "26.0"]
+    assert [row["ours_over_this"] for row in ours] == ["1.0"] * 3
+    fused = next(row for row in rows if row["contender"] == FUSED)
+    for column in ("ours_none_over_this", "ours_none_fp32_over_this"):
+        assert float(fused[column]) > 0
+    assert fused["ours_over_this"] == fused["ours_none_over_this"]
+    plain = next(row for row in rows if row["contender"] == PLAIN)
+    assert plain["ours_over_this"] == plain["ours_none_fp32_over_this"]
+    text = capsys.readouterr().out
+    assert "14,726 parameters, bf16" in text
+    assert "% at 22 B" in text
+
+
+def test_program_names_the_scaler_of_float16(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--dtype", "fp16", "--clip", "global")
+    status, rows = run(tmp_path, *more, suffix="_fp16")
+    assert status == 0
+    assert {(row["contender"], row["master"]) for row in rows} == {
+        *((OURS, "none"), (OURS, "fp32"), (FUSED, "none"), (FOREACH, "none"), (PLAIN, "fp32"))
+    }
+    assert all(float(row["median_us"]) > 0 for row in rows)
+    assert f"loss scaling of ours: {OUR_SCALER}" in capsys.readouterr().out
+
+
+def test_results_from_before_there_were_dtypes_can_be_read() -> None:
+    results = Path(bench_step.__file__).parent / "results"
+    rows, _ = read_csv(results / "bench_step_cuda_20x16M.csv")
+    assert {(row.dtype, row.master) for row in rows} == {("fp32", "none")}
+    assert all(row.ours_over_this for row in rows if not row.note)
+
+
 def test_program_draws_a_figure_which_can_be_drawn_again(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     run(tmp_path, "--clip", "global")
@@ -91,7 +136,7 @@ def test_program_draws_a_figure_which_can_be_drawn_again(tmp_path: Path) -> None
 def test_program_refuses_a_wrong_contender_and_times_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def with_a_wrong_one(clip: str, device: str) -> list[Contender]:
+    def with_a_wrong_one(clip: str, device: str, dtype: str) -> list[Contender]:
         wrong = Contender("wrong AdamW", clip, 28.0, larger_lr, True)
         return [candidate(OURS, clip), wrong]
 
@@ -106,7 +151,7 @@ def test_missing_contender_is_named(capsys: pytest.CaptureFixture[str], tmp_path
     def build(groups: list[dict[str, Any]]) -> Any:
         raise ModuleNotFoundError("No module named 'somebody_elses_adam'")
 
-    def with_a_missing_one(clip: str, device: str) -> list[Contender]:
+    def with_a_missing_one(clip: str, device: str, dtype: str) -> list[Contender]:
         missing = Contender("somebody else's Adam", clip, 28.0, build, True, ("cpu",))
         return [candidate(OURS, clip), missing]
 
@@ -121,7 +166,7 @@ def test_program_times_several_models_in_one_run(
 ) -> None:
     monkeypatch.setitem(MODELS, "toys", lambda: {"a.weight": (3, 4), "a.bias": (4,)})
 
-    def only_ours(clip: str, device: str) -> list[Contender]:
+    def only_ours(clip: str, device: str, dtype: str) -> list[Contender]:
         return [candidate(OURS, clip)]
 
     status, _ = run(tmp_path, "--model", "bert-toy", "toys", candidates=only_ours)
@@ -134,6 +179,7 @@ def test_program_times_several_models_in_one_run(
 
 def test_all_models_are_those_without_the_toy() -> None:
     assert set(bench_step._ALL) == set(MODELS) - {"bert-toy"}
+    assert set(bench_step._ALL_16_BITS) < set(bench_step._ALL)
 
 
 def test_table_is_aligned_and_leaves_gpu_columns_out_on_a_cpu() -> None:
@@ -173,7 +219,7 @@ def test_table_is_aligned_and_leaves_gpu_columns_out_on_a_cpu() -> None:
     gpu, cpu = (table(rows, on_gpu=on_gpu).splitlines() for on_gpu in (True, False))
     assert len(set(map(len, gpu))) == 1
     assert "24+2" in gpu[-2]
-    assert gpu[-1].split()[7:11] == ["-", "-", "-", "-"]
+    assert gpu[-1].split()[8:12] == ["-", "-", "-", "-"]
     assert "2800.0" in gpu[2]
     assert "50.0" in gpu[2]
     assert "host us" not in cpu[0]
@@ -191,13 +237,15 @@ def test_program_explains_itself() -> None:
 
 
 @pytest.mark.gpu
-def test_program_counts_one_launch_of_ours_on_a_gpu(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dtype", "suffix"), [("fp32", ""), ("bf16", "_bf16")])
+def test_program_counts_one_launch_of_ours_on_a_gpu(
+    tmp_path: Path, dtype: str, suffix: str
+) -> None:
     """Launches, host time and device time are measured on the GPU."""
-    status = bench_step.main(
-        ["--device", "cuda", "--model", "bert-toy", "--rounds", "3", "--out", str(tmp_path)]
-    )
+    arguments = ["--device", "cuda", "--model", "bert-toy", "--rounds", "3", "--dtype", dtype]
+    status = bench_step.main([*arguments, "--out", str(tmp_path)])
     assert status == 0
-    with (tmp_path / "bench_step_cuda_bert-toy.csv").open(newline="") as stream:
+    with (tmp_path / f"bench_step_cuda_bert-toy{suffix}.csv").open(newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if not row["note"]]
     assert all(float(row["host_us"]) > 0 and int(row["launches"]) >= 1 for row in rows)
     assert all(row["launches"] == "1" for row in rows if row["contender"] == OURS)

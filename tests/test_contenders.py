@@ -12,21 +12,24 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
-import contenders as contenders_module
+import contender_steps
 import measurement
-from contenders import APEX_NO_WAIT, CLIPS, OURS, Contender, WrongResult, check, contenders
+from contender_check import WrongResult, check
+from contenders import APEX_NO_WAIT, CLIPS, FOREACH, FUSED, OURS, PLAIN, Contender, contenders
 from model_shapes import MODELS
+from storage import DTYPES
 
 CPU = torch.device("cpu")
 
 
-def candidate(name: str, clip: str) -> Contender:
-    return next(each for each in contenders(clip, "cpu") if each.name == name)
+def candidate(name: str, clip: str, dtype: str = "fp32") -> Contender:
+    return next(each for each in contenders(clip, "cpu", dtype) if each.name == name)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("clip", CLIPS)
-def test_every_contender_that_runs_here_computes_its_semantics(clip: str) -> None:
-    for contender in contenders(clip, "cpu"):
+def test_every_contender_that_runs_here_computes_its_semantics(clip: str, dtype: str) -> None:
+    for contender in contenders(clip, "cpu", dtype):
         if not contender.optional:
             check(contender, CPU)
 
@@ -57,24 +60,44 @@ def not_a_number(groups: list[dict[str, Any]]) -> Any:
     return lambda: [param.data.fill_(float("nan")) for param in groups[0]["params"]]
 
 
-WRONG = [larger_lr, without_decay, other_beta, without_the_last_tensor, nothing, not_a_number]
+def other_first_beta(groups: list[dict[str, Any]]) -> Any:
+    return torch.optim.AdamW(groups, lr=1e-3, betas=(0.89, 0.999), eps=1e-6, fused=True).step
 
 
+WRONG = [
+    *(larger_lr, without_decay, other_beta, other_first_beta, without_the_last_tensor),
+    *(nothing, not_a_number),
+]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("build", WRONG, ids=lambda build: build.__name__)
-def test_contender_with_a_wrong_result_is_refused(build: Any) -> None:
+def test_contender_with_a_wrong_result_is_refused(build: Any, dtype: str) -> None:
     """Negative controls: the same check accepts torch's AdamW itself, above."""
-    wrong = dataclasses.replace(candidate("torch AdamW(fused)", "none"), build=build)
-    with pytest.raises(WrongResult, match="differs from float64 by"):
+    wrong = dataclasses.replace(candidate(FUSED, "none", dtype), build=build)
+    with pytest.raises(WrongResult, match="float64"):
         check(wrong, CPU)
 
 
-@pytest.mark.parametrize("name", [OURS, "torch AdamW(fused)", "plain BertAdam loop"])
+def test_wrong_lr_shows_in_spite_of_roundings_of_every_operation() -> None:
+    """Each element may be 3 % off; together they tell 1 %."""
+
+    def build(groups: list[dict[str, Any]]) -> Any:
+        return torch.optim.AdamW(groups, lr=1.01e-3, eps=1e-6, foreach=True).step
+
+    wrong = dataclasses.replace(candidate(FOREACH, "none", "bf16"), build=build)
+    with pytest.raises(WrongResult, match="times as much as in float64"):
+        check(wrong, CPU)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", [OURS, FUSED, FOREACH, PLAIN])
 @pytest.mark.parametrize("claimed", CLIPS)
 @pytest.mark.parametrize("done", CLIPS)
 def test_contender_that_clips_otherwise_than_it_says_is_refused(
-    name: str, claimed: str, done: str
+    name: str, claimed: str, done: str, dtype: str
 ) -> None:
-    contender = dataclasses.replace(candidate(name, done), clip=claimed)
+    contender = dataclasses.replace(candidate(name, done, dtype), clip=claimed)
     if done == claimed:
         check(contender, CPU)
     else:
@@ -82,14 +105,15 @@ def test_contender_that_clips_otherwise_than_it_says_is_refused(
             check(contender, CPU)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("clip", CLIPS)
-def test_timed_gradients_are_the_same_after_every_contender(clip: str) -> None:
-    """They are shared, also with contenders that scale them in place."""
-    groups = measurement.make_groups(MODELS["bert-toy"](), CPU)
+def test_timed_gradients_are_the_same_after_every_contender(clip: str, dtype: str) -> None:
+    """They are shared, also with contenders that scale or unscale them in place."""
+    groups = measurement.make_groups(MODELS["bert-toy"](), CPU, DTYPES[dtype])
     params = [param for group in groups for param in group["params"]]
     grads = [param.grad for param in params]
     before = [grad.clone() for grad in grads]
-    required = [each for each in contenders(clip, "cpu") if not each.optional]
+    required = [each for each in contenders(clip, "cpu", dtype) if not each.optional]
     notes: dict[str, str] = {}
     started = measurement.start(required, groups, notes)
     assert len(started) == len(required)
@@ -141,5 +165,5 @@ def test_apex_without_the_wait_clips_by_the_norm_of_all(monkeypatch: pytest.Monk
 
 def test_settings_of_all_contenders_are_the_modules() -> None:
     """The float64 check reads the same constants, so a changed one changes both."""
-    assert contenders_module.MAX_GRAD_NORM == 1.0
-    assert measurement._GRAD_NORM < contenders_module.MAX_GRAD_NORM
+    assert contender_steps.MAX_GRAD_NORM == 1.0
+    assert measurement._GRAD_NORM < contender_steps.MAX_GRAD_NORM

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
-from bench_report import Row
+from bench_report import Row, ratio_column
 from contenders import CLIPS, OURS, contenders
 from criteria import CPU_THREADS, CRITERIA, Criterion, Results, verdicts
 from host_time import GROUP_COUNTS, HostRow
 from model_shapes import MODELS
+from storage import DTYPES
 
 COPY_GBPS, N_PARAMS = 100.0, 10**6
 #: Time of ours over what its bytes take at the copy's speed, and of the others over ours.
@@ -26,22 +27,30 @@ IDS = [f"{device}-{each.says}-{each.model}".replace(" ", "_") for device, each i
 
 
 def results(device: str, excess: dict[str, float], peer: float) -> Results:
-    """A run of all models in which ours and the others take what is asked for."""
-    candidates = {clip: contenders(clip, device) for clip in CLIPS}
-    n_bytes = {clip: candidates[clip][0].bytes_per_param for clip in CLIPS}
-    ours = {clip: excess[clip] * N_PARAMS * n_bytes[clip] / COPY_GBPS / 1e3 for clip in CLIPS}
+    """A run of all models and dtypes in which ours and the others take what is asked for."""
     rows = []
-    for model in MODELS:
-        for clip in CLIPS:
-            for each in candidates[clip]:
-                time = ours[clip] if each.name == OURS else peer * min(ours.values())
+    for dtype in DTYPES:
+        candidates = [each for clip in CLIPS for each in contenders(clip, device, dtype)]
+        ours = {
+            (each.clip, each.storage.master): (
+                excess[each.clip] * N_PARAMS * each.bytes_per_param / COPY_GBPS / 1e3
+            )
+            for each in candidates
+            if each.name == OURS
+        }
+        for model in MODELS:
+            for each in candidates:
+                clip, master = each.clip, each.storage.master
+                time = ours[clip, master] if each.name == OURS else peer * min(ours.values())
                 rows.append(
                     Row(
                         *(model, 1, N_PARAMS, clip, each.name, each.bytes_per_param),
+                        dtype=dtype,
+                        master=master,
                         median_us=time,
                         wall_us=time,
                         copy_gbps=COPY_GBPS,
-                        **{f"ours_{c}_over_this": ours[c] / time for c in CLIPS},
+                        **{ratio_column(*key): own / time for key, own in ours.items()},
                     )
                 )
     host, launches = (20.0, 1) if excess is GOOD else (100.0, 2)
@@ -98,12 +107,32 @@ def test_verdict_says_number_clock_and_limit() -> None:
     )
 
 
+def test_master_is_judged_by_its_own_row() -> None:
+    """A remainder at 90 % of the copy fails, whatever the fp32 master and no master reach."""
+    run = results("cuda", GOOD, GOOD_PEER)
+    slow = [
+        dataclasses.replace(row, median_us=row.median_us and row.median_us / 0.9)
+        if row.contender == OURS and row.master == "remainder"
+        else row
+        for row in run.rows
+    ]
+    failed = [line for line in verdicts("cuda", 1, Results(slow)) if line.startswith("NOT met")]
+    assert failed == [
+        "NOT met       bert-large in bf16: ours, clip per_tensor, master remainder: 88.24 % of "
+        "copy at 26 B, wanted >= 92"
+    ]
+
+
 def test_models_that_were_not_timed_are_not_judged() -> None:
     run = results("cuda", GOOD, GOOD_PEER)
-    rows = [row for row in run.rows if row.model == "20x16M"]
+    rows = [row for row in run.rows if (row.model, row.dtype) == ("20x16M", "fp32")]
     assert [line.split(":")[0] for line in verdicts("cuda", 1, Results(rows))] == [
         "met           20x16M"
     ]
+    bf16 = [row for row in run.rows if (row.model, row.dtype) == ("bert-large", "bf16")]
+    lines = verdicts("cuda", 1, Results(bf16))
+    assert len(lines) == 4
+    assert {line.split(":")[0] for line in lines} == {"met           bert-large in bf16"}
     assert len(verdicts("cuda", 1, run)) == len(CRITERIA["cuda"])
 
 

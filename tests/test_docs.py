@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import bertadam_cuda.adam
+import bertadam_cuda.amp
 import bertadam_cuda.bert_adam
 import bertadam_cuda.param_groups
 import bertadam_cuda.schedules
@@ -16,6 +17,7 @@ import bertadam_cuda.schedules
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
     bertadam_cuda.adam,
+    bertadam_cuda.amp,
     bertadam_cuda.bert_adam,
     bertadam_cuda.param_groups,
     bertadam_cuda.schedules,

@@ -11,7 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 import iteration_timing
-from iteration_timing import GpuTimeline, HostTimeline, Run, timed_run, timed_runs
+from iteration_timing import GpuTimeline, HostTimeline, Rounds, Run, timed_run, timed_runs
 
 Wait = Callable[[float], Callable[[], None]]
 
@@ -71,14 +71,24 @@ def test_wait_at_the_ends_belongs_to_the_run_and_not_to_the_optimizers_call(wait
 def test_steps_take_turns_and_warm_up() -> None:
     calls: list[str] = []
     steps = {name: lambda name=name: calls.append(name) for name in "ab"}
-    runs = timed_runs([lambda: calls.append("-")], steps, HostTimeline(), 3)
-    assert "".join(calls) == "-a-a" + "-b-b" + "-a-b" + "-b-a" + "-a-b"
+    runs = timed_runs([lambda: calls.append("-")], steps, HostTimeline(), Rounds(3, 3, 0.0))
+    assert "".join(calls) == "-a-b" + "-a-b" + "-b-a" + "-a-b"
     assert {name: len(of_step) for name, of_step in runs.items()} == {"a": 3, "b": 3}
 
 
+@pytest.mark.parametrize(("step_ms", "n_rounds"), [(10, 7), (50, 7), (60, 5), (90, 3), (1000, 3)])
+def test_no_round_begins_that_would_end_too_late(wait: Wait, step_ms: float, n_rounds: int) -> None:
+    """Within 0.35 s, but at least 3 rounds and at most 7."""
+    rounds = Rounds(least=3, most=7, seconds=0.351)
+    runs = timed_runs([wait(0)], {"a": wait(step_ms)}, HostTimeline(), rounds)
+    assert len(runs["a"]) == n_rounds
+
+
 def test_warm_ups_do_not_count(wait: Wait) -> None:
-    lengths = iter([100, 100, 1, 2, 3])
-    runs = timed_runs([wait(0)], {"a": lambda: wait(next(lengths))()}, HostTimeline(), 3)
+    lengths = iter([100, 1, 2, 3])
+    runs = timed_runs(
+        [wait(0)], {"a": lambda: wait(next(lengths))()}, HostTimeline(), Rounds(3, 3, 0.0)
+    )
     assert [run.optimizer_ms for run in runs["a"]] == [1.0, 2.0, 3.0]
 
 

@@ -185,6 +185,8 @@ def test_sources_keep_to(rule: Rule, paths: list[Path]) -> None:
         (upward_faults, "bertadam_cuda/_checkpoint.py", "from .adam import AdamW"),
         (upward_faults, "bertadam_cuda/reference.py", "from . import _optimizer"),
         (upward_faults, "bertadam_cuda/schedules.py", "from ._ext import load"),
+        (upward_faults, "bertadam_cuda/amp.py", "from .bert_adam import BertAdam"),
+        (binary_faults, "bertadam_cuda/amp.py", "from ._ext import load"),
     ],
 )
 def test_rule_notices_a_made_up_breach(rule: Rule, path: str, text: str) -> None:

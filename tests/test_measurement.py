@@ -48,10 +48,10 @@ def test_batches_hold_as_many_moments_as_memory() -> None:
         (working + 2 * 8000, [2, 2, 2]),
         (0.0, [1] * 6),
     ):
-        batches = measurement.batches(others, shapes, free)
+        batches = measurement.batches(others, shapes, free, 8)
         assert [len(batch) for batch in batches] == sizes
         assert [each for batch in batches for each in batch] == others
-    assert measurement.batches([], shapes, 0.0) == [[]]
+    assert measurement.batches([], shapes, 0.0, 8) == [[]]
 
 
 def test_ours_takes_part_in_every_batch_and_is_compared_across_modes(
@@ -76,9 +76,9 @@ def test_ratio_is_of_the_rounds_that_both_took_part_in() -> None:
         {"ours": [2.0, 2.0, 2.0], "b": [8.0, 8.0, 8.0], "copy": [1.0]},
     ]
     timings._facts = {"a": {"batch": 1}, "b": {"batch": 2}}
-    known = ("m", 1, 1, "none")
-    a = timings.complete(Row(*known, "a", 28.0), "a", {"none": "ours"})
-    b = timings.complete(Row(*known, "b", 28.0), "b", {"none": "ours"})
+    known, own = ("m", 1, 1, "none"), {"ours_none_over_this": "ours"}
+    a = timings.complete(Row(*known, "a", 28.0), "a", own)
+    b = timings.complete(Row(*known, "b", 28.0), "b", own)
     assert (a.ours_over_this, b.ours_over_this) == (0.5, 0.25)
     assert (a.n_rounds, b.n_rounds) == (2, 3)
 

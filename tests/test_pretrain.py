@@ -71,11 +71,12 @@ def test_missing_apex_is_explained(
 @pytest.mark.parametrize(
     "more",
     [
-        ("--clip", "global", "--dtype", "bf16"),
+        ("--clip", "global", "--autocast"),
+        ("--dtype", "bf16"),
         ("--clip", "none", "--schedule", "warmup_cosine", "--warmup", -1),
         ("--schedule", "warmup_exp_decay_exp", "--schedule-args", *DECAY),
     ],
-    ids=["global-bf16", "none-cosine", "schedule-args"],
+    ids=["global-autocast", "bf16", "none-cosine", "schedule-args"],
 )
 @pytest.mark.parametrize("optimizer", ["bertadam", "reference", "torch"])
 def test_other_settings_reach_the_run(
@@ -235,4 +236,4 @@ def test_run_is_not_continued_as_another_one(
     assert "the checkpoint was made with another text" in capsys.readouterr().err
     torch.save({"format": 99}, file)
     assert program("--resume", file) == 2
-    assert "found format 99, expected 1" in capsys.readouterr().err
+    assert "found format 99, expected 2" in capsys.readouterr().err

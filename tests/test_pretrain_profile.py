@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 import bert_model
 import pretrain_bert
 import profile_iteration
-from contenders import FUSED, OURS
+from contenders import APEX, FUSED, OURS
 from pretrain_cases import Program
-from profile_cases import BATCHES, Profiler, numbers
-from profile_iteration import APEX, NO_OPTIMIZER
+from profile_cases import BATCHES, N_ROUNDS, Profiler, numbers
+from profile_iteration import NO_OPTIMIZER
 from profile_report import CSV_COLUMNS
 
 pytest_plugins = ("profile_program",)
@@ -48,6 +48,7 @@ def test_program_writes_a_row_for_every_optimizer_and_batch(
         assert (row["model"], row["seq_len"], row["dropout"]) == ("tiny", "16", "0.1")
         assert all(row[key] for key in ("date", "hardware", "torch", "transformers", "threads"))
         assert int(row["n_params"]) > 0
+        assert row["n_rounds"] == ("0" if row["note"] else str(N_ROUNDS))
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("tokens/s", "share %", "host ms", "difference ms"))
     assert "with torch's usual algorithms" in printed
@@ -97,7 +98,7 @@ def test_missing_apex_is_named(
         replace(each, only_on=(runs_on,)) if each.optional else each
         for each in profile_iteration.candidates()
     ]
-    monkeypatch.setattr(profile_iteration, "candidates", lambda: changed)
+    monkeypatch.setattr(profile_iteration, "candidates", lambda *stored: changed)
     status, rows = profiler()
     assert status == 0
     apex = [row for row in rows if row["contender"] == APEX]
@@ -114,7 +115,7 @@ def test_optimizer_that_computes_something_else_is_refused(
 ) -> None:
     first, second, *_ = profile_iteration.candidates()
     wrong = replace(second, build=lambda groups: lambda: None)
-    monkeypatch.setattr(profile_iteration, "candidates", lambda: [first, wrong])
+    monkeypatch.setattr(profile_iteration, "candidates", lambda *stored: [first, wrong])
     status, rows = profiler()
     assert status == 1
     assert rows[2]["note"].startswith("REFUSED: ")
@@ -168,6 +169,8 @@ def test_defaults_are_those_of_bert_large(
         (("--seq-len", 513), "--seq-len is 513, expected at most 512"),
         (("--seq-len", 2), "--seq-len is 2, expected at least 3"),
         (("--vocab-size", 6), "--vocab-size is 6, expected at least 200"),
+        (("--dtype", "fp16"), "--profile is for --dtype fp32 and bf16"),
+        (("--stochastic-rounding",), "leave out --stochastic-rounding"),
         (("--dropout", 2), "--dropout is 2.0, expected 0 to 1"),
         (("--out", __file__), "is a file, expected a folder"),
     ],
@@ -196,8 +199,9 @@ def test_options_of_the_profile_need_it(
 
 
 @pytest.mark.gpu
-def test_profile_runs_on_a_gpu(profiler: Profiler) -> None:
-    status, rows = profiler("--dtype", "bf16", device="cuda")
+@pytest.mark.parametrize("more", [("--autocast",), ("--dtype", "bf16")], ids=" ".join)
+def test_profile_runs_on_a_gpu(profiler: Profiler, more: tuple[str, ...]) -> None:
+    status, rows = profiler(*more, device="cuda")
     assert status == 0
     for row in rows:
         if not row["note"]:

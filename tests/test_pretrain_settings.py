@@ -43,21 +43,31 @@ def test_cpu_gets_a_model_that_it_can_train() -> None:
 
 
 @pytest.mark.parametrize(
-    ("memory", "bf16", "size", "dtype"),
+    ("memory", "bf16", "size"),
     [
-        (80 * GIB, True, "base", "bf16"),
-        (20 * GIB, True, "base", "bf16"),
-        (20 * GIB - 1, True, "small", "bf16"),
-        (8 * GIB, False, "small", "fp32"),
-        (32 * GIB, False, "base", "fp32"),
+        (80 * GIB, True, "base"),
+        (20 * GIB, True, "base"),
+        (20 * GIB - 1, True, "small"),
+        (8 * GIB, False, "small"),
+        (32 * GIB, False, "base"),
     ],
 )
 def test_gpu_gets_the_model_that_fits_its_memory(
-    monkeypatch: pytest.MonkeyPatch, memory: int, bf16: bool, size: str, dtype: str
+    monkeypatch: pytest.MonkeyPatch, memory: int, bf16: bool, size: str
 ) -> None:
     pretend_gpus(monkeypatch, 1, memory, bf16)
     found = complete({})
-    assert (found.device, found.size, found.dtype) == ("cuda", size, dtype)
+    assert (found.device, found.size, found.dtype) == ("cuda", size, "fp32")
+    assert found.autocast == bf16
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_dtype_that_is_given_goes_without_the_presets_autocast(
+    monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    pretend_gpus(monkeypatch, 1, 80 * GIB, True)
+    assert not complete({"dtype": dtype}).autocast
+    assert complete({"dtype": "fp32", "autocast": True}).autocast
 
 
 def test_cpu_is_chosen_where_torch_sees_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ pytest.importorskip("tokenizers")
 pytest.importorskip("matplotlib")
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 import profile_iteration
+from contenders import APEX
 from iteration_timing import N_WARM_UPS
 from profile_cases import BATCHES, N_ITERATIONS, N_ROUNDS, Profiler, compare_with
 
@@ -116,17 +117,37 @@ def test_loss_that_is_not_finite_is_no_training(
     assert "pretrain_bert: --profile: the loss became nan" in capsys.readouterr().err
 
 
-def test_bf16_reaches_the_model(profiler: Profiler, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("more", "stored", "param_dtype"),
+    [
+        (("--autocast",), "fp32, bf16 autocast", torch.float32),
+        (("--dtype", "bf16"), "bf16, master remainder", torch.bfloat16),
+        (("--dtype", "bf16", "--master-weights", "none"), "bf16", torch.bfloat16),
+    ],
+    ids=["autocast", "bf16", "no-master"],
+)
+def test_bf16_reaches_the_model(
+    profiler: Profiler,
+    monkeypatch: pytest.MonkeyPatch,
+    more: tuple[str, ...],
+    stored: str,
+    param_dtype: torch.dtype,
+) -> None:
     dtypes: set[torch.dtype] = set()
+    params: set[torch.dtype] = set()
     loss = profile_iteration.masked_loss
 
     def watched_loss(model: Any, batch: Any) -> torch.Tensor:
         hook = model.cls.register_forward_hook(lambda *call: dtypes.add(call[-1].dtype))
+        params.update(param.dtype for param in model.parameters())
         found = loss(model, batch)
         hook.remove()
         return found
 
     monkeypatch.setattr(profile_iteration, "masked_loss", watched_loss)
-    _, rows = profiler("--dtype", "bf16")
+    status, rows = profiler(*more)
+    assert status == 0
     assert dtypes == {torch.bfloat16}
-    assert rows[0]["dtype"] == "bf16"
+    assert params == {param_dtype}
+    assert rows[0]["dtype"] == stored
+    assert [row["contender"] for row in rows if row["note"]] == [APEX] * len(BATCHES)

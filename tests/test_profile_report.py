@@ -43,7 +43,7 @@ def test_table_is_aligned_and_names_what_is_missing_once() -> None:
 
 
 def test_figure_needs_times(tmp_path: Path) -> None:
-    subject = Subject("tiny", 10**6, "bf16", 128, 0.1, "5.0", 1, 1)
+    subject = Subject("tiny", 10**6, "bf16", 128, 0.1, "5.0", 1)
     here = Circumstances.here(torch.device("cpu"), "abc123")
     runs = [Run(10.0, 8.0, 2.0, 1.0)]
     timed = Row(4, "a", "global").timed(runs, runs, seq_len=128)

@@ -117,5 +117,49 @@ def test_an_overflowing_square_gives_infinity_and_no_nan() -> None:
     ],
 )
 def test_clip_coefficient(norm: float, limit: float, skip: bool, expected: float) -> None:
-    found = _C.clip_coefficient(norm, limit, skip)
+    found = _C.clip_coefficient(norm, limit, skip, 1.0)
     assert found == pytest.approx(torch.tensor(expected).item(), rel=0, abs=0, nan_ok=True)
+
+
+@pytest.mark.parametrize("scale", [1024.0, 3.0, 0.25, 7e-5, 1e20])
+@pytest.mark.parametrize("norm", [0.5, 4.0, 1e-3, 1e9])
+def test_a_coefficient_is_clipping_times_unscaling_rounded_once(norm: float, scale: float) -> None:
+    inverse, skips = _C.unscaling(scale, 0.0)
+    assert not skips
+    assert inverse == 1.0 / torch.tensor(scale).double().item()
+    clip = min(1.0, 1.0 / (norm + 1e-6))
+    found = _C.clip_coefficient(norm, 1.0, True, inverse)
+    assert found == torch.tensor(clip * inverse, dtype=torch.float64).float().item()
+    again = _C.without_unscaling(found, inverse)
+    assert again <= 1.0
+    expected = torch.tensor(clip, dtype=torch.float64).float()
+    assert abs(again - expected.item()) <= ulp(expected).item()
+    if scale in (1024.0, 0.25):
+        assert again == expected.item()
+
+
+def test_a_product_of_rounded_factors_would_be_noticed() -> None:
+    """A negative control: unscaling and clipping rounded apart differ in some of the last bits."""
+    norms = [1.0 + 0.01 * i for i in range(100)]
+    third = _C.unscaling(3.0, 0.0)[0]
+    once = [_C.clip_coefficient(norm, 1.0, True, third) for norm in norms]
+    apart = [_C.clip_coefficient(norm, 1.0, True, 1.0) * torch.tensor(third) for norm in norms]
+    assert any(float(a) != b for a, b in zip(apart, once, strict=True))
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_scaled_coefficient_keeps_the_codes(skip: bool) -> None:
+    found = _C.clip_coefficient(torch.nan, 1.0, skip, 1.0 / 1024)
+    assert found == pytest.approx(-1.0 if skip else torch.nan, nan_ok=True)
+
+
+@pytest.mark.parametrize("found_inf", [1.0, 2.0, 1e-30, -1.0, torch.inf, torch.nan])
+def test_whatever_is_not_zero_skips_the_step(found_inf: float) -> None:
+    assert _C.unscaling(2.0, found_inf)[1]
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.0, -2.0, 1e-45, torch.inf, -torch.inf, torch.nan])
+def test_a_scale_that_no_loss_had_skips_the_step(scale: float) -> None:
+    assert _C.unscaling(scale, 0.0)[1]
+    assert not _C.unscaling(2.0**-126, 0.0)[1]
+    assert not _C.unscaling(2.0**127, 0.0)[1]

@@ -29,7 +29,7 @@ def clone(tmp_path: Path) -> Path:
     for top in ("csrc", "bertadam_cuda", "tests", "bench", ".ci"):
         shutil.copytree(ROOT / top, target / top, ignore=ignored)
     for path in ROOT.iterdir():
-        if path.is_file() and path.name != ".gitignore":
+        if path.is_file() and path.name not in (".git", ".gitignore"):  # a worktree has a file .git
             shutil.copy(path, target)
     return target
 

@@ -141,14 +141,6 @@ void check_rule(RuleId rule, at::Device device, const std::string& where) {
                                 rule == RuleId::kAmsgrad ? "; amsgrad=False runs on both" : ""));
 }
 
-void check_backend(const at::Tensor& param, DType grad, const std::string& where, const std::string& name) {
-  if (!param.is_cuda() || (param.scalar_type() == at::kFloat && grad == DType::kFloat32)) return;
-  throw py::type_error(text(where, ": ", name, " has dtype ", dtype_name(param.scalar_type()), " on ", param.device(),
-                            grad == DType::kFloat32 ? "" : " and a gradient of 16 bits",
-                            "; CUDA devices support float32 parameters with float32 gradients so far: cast them, or "
-                            "train on the CPU"));
-}
-
 void check_state(const at::Tensor& state, const StateOf& of, const std::string& where, const std::string& name) {
   const auto& [param, key, dtype] = of;
   if (state.device() != param.device()) {
@@ -194,6 +186,17 @@ void check_counter(const at::Tensor& counter, const at::Tensor& param, const cha
                                   "' is a negated view, or its storage was freed or resized; replace it by an ordinary "
                                   "tensor"));
   }
+}
+
+void check_scaler_value(const at::Tensor& value, const char* name, const std::string& where) {
+  if (value.layout() == at::kStrided && value.scalar_type() == at::kFloat && value.numel() == 1 && !value.is_neg() &&
+      !value.is_meta() && has_memory(value)) {
+    return;
+  }
+  throw py::type_error(text(where, ": ", name, " has dtype ", dtype_name(value.scalar_type()), ", shape ",
+                            value.sizes(), " and layout ", value.layout(), " on ", value.device(),
+                            ", expected one float32, as torch.amp.GradScaler sets it; convert it, or remove the "
+                            "attribute"));
 }
 
 void check_disjoint(std::vector<Interval>& intervals, const std::string& where, const std::vector<std::string>& names) {

@@ -38,12 +38,12 @@ void check_state(const at::Tensor& state, const StateOf& of, const std::string& 
 // Not every rule has a kernel for CUDA devices yet.
 void check_rule(RuleId rule, at::Device device, const std::string& where);
 
-// The kernels for CUDA devices know float32 alone so far.
-void check_backend(const at::Tensor& param, DType grad, const std::string& where, const std::string& name);
-
 // A counter of the state: 0-dim float32 on the parameter's device.
 void check_counter(const at::Tensor& counter, const at::Tensor& param, const char* key, const std::string& where,
                    const std::string& name);
+
+// What a scaler hands over: one float32, in memory that is there.
+void check_scaler_value(const at::Tensor& value, const char* name, const std::string& where);
 
 // No two intervals may overlap; sorts them.
 void check_disjoint(std::vector<Interval>& intervals, const std::string& where, const std::vector<std::string>& names);

@@ -4,17 +4,16 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <map>
+#include <array>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "binding/device_scaling.h"
+#include "binding/work_list.h"
 #include "core/plan.h"
 #include "core/step_args.h"
-#if defined(BERTADAM_WITH_CUDA)
-#include "cuda/launch.h"
-#endif
 
 namespace bertadam::binding {
 
@@ -39,6 +38,7 @@ class Execution {
 
   RuleId rule{};
   uint64_t rounding_seed = 0;
+  DeviceScaling scaling;  // of the next step
 
   // Filled by the caller: groups when their settings change, rows and gradients at every step.
   GroupScalars* groups() { return groups_.data(); }
@@ -63,27 +63,17 @@ class Execution {
   size_t n_threads = 0;
   int n_copies() const;
   std::vector<at::Tensor> scratch() const;
-  // Where the arrays of a workspace lie in each scratch, in bytes from its start, where the counters are.
-  struct ScratchLayout {
-    size_t nodes, arrivals, coefficients, postponed, end;
-  };
-  ScratchLayout scratch_layout() const;
+  ScratchLayout scratch_layout() const { return list_ == nullptr ? ScratchLayout{} : list_->scratch_layout(); }
 
  private:
-  struct Scratch {
-    at::Tensor memory;
-    Workspace workspace;
+  void see_types();
 #if defined(BERTADAM_WITH_CUDA)
-    std::unique_ptr<cuda::Launcher> launcher;
+  uint32_t types() const;  // as the launcher wants them
 #endif
-  };
-
-  void make_list(bool null_step);
+  void choose_list();
+  std::unique_ptr<WorkList> make_list(bool wait_for_all) const;
+  bool any_norm() const;
   PlanOptions plan_options(bool wait_for_all) const;
-  size_t n_draws() const;
-  at::Tensor upload(const void* data, size_t bytes) const;
-  Scratch& scratch_of(void* stream);
-  Scratch make_scratch() const;
   StepArgs step_args(const Workspace& workspace) const;
   void run_on_cpu();
   void run_on_cuda();
@@ -94,15 +84,15 @@ class Execution {
   const std::vector<uint32_t> group_;
   const size_t n_groups_;
   ExecutionSettings settings_;
-  bool null_step_ = false;  // every learning rate is 0: the step counts only if some gradient is not
-  bool list_fits_ = false;
+  bool null_step_ = false;   // every learning rate is 0: the step counts only if some gradient is not
+  uint32_t seen_types_ = 0;  // a bit for each code of a row that any step had, so that absent gradients change nothing
+  bool lists_fit_ = false;   // with their settings
   int64_t retained_draws_ = -1;
-  Plan plan_;
-  at::Tensor items_, tensors_, large_;  // the plan on the device
+  std::array<std::unique_ptr<WorkList>, 2> lists_;  // without and with waiting for all norms: steps may alternate
+  WorkList* list_ = nullptr;                        // of the last step that was prepared
   std::vector<GroupScalars> groups_;
   std::vector<TensorRow> rows_;
-  std::vector<const void*> grads_;    // null: none
-  std::map<void*, Scratch> scratch_;  // by stream
+  std::vector<const void*> grads_;  // null: none
   at::Tensor norms_, total_norm_, clip_coefficients_, n_skipped_;
 };
 

@@ -104,8 +104,18 @@ void bind_inspection(py::module& m) {
   m.def("sum_of_squares", &sum_of_squares, py::arg("grad"), py::arg("chunk_elements"));
   m.def(
       "clip_coefficient",
-      [](double norm, double max_grad_norm, bool skip) { return clip_coefficient(norm, max_grad_norm, skip); },
-      py::arg("norm"), py::arg("max_grad_norm"), py::arg("skip_nonfinite"));
+      [](double norm, double max_grad_norm, bool skip, double inverse_scale) {
+        return clip_coefficient(norm, max_grad_norm, skip, {inverse_scale, false});
+      },
+      py::arg("norm"), py::arg("max_grad_norm"), py::arg("skip_nonfinite"), py::arg("inverse_scale"));
+  m.def(
+      "without_unscaling",
+      [](float coefficient, double inverse_scale) { return without_unscaling(coefficient, {inverse_scale, false}); },
+      py::arg("coefficient"), py::arg("inverse_scale"));
+  m.def("unscaling", [](float scale, float found_inf) {
+    const Unscaling of = unscaling(scale, found_inf);
+    return py::make_tuple(of.inverse_scale, of.skips_step);
+  });
   m.def("split", [](double x) {
     const SplitFloat s = split(x);
     return py::make_tuple(s.hi, s.lo);

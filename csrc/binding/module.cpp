@@ -4,6 +4,7 @@
 
 #include "binding/inspection.h"
 #include "binding/keys.h"
+#include "binding/scaling.h"
 #include "binding/stepper.h"
 #include "binding/traversal.h"
 #include "core/rules.h"
@@ -52,7 +53,7 @@ RuleId rule_named(const std::string& name) {
   throw py::value_error("StepPlan: there is no rule '" + name + "'");
 }
 
-py::dict as_dict(const Execution::ScratchLayout& layout) {
+py::dict as_dict(const ScratchLayout& layout) {
   py::dict offsets;
   offsets["nodes"] = layout.nodes;
   offsets["arrivals"] = layout.arrivals;
@@ -137,7 +138,17 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   py::class_<Stepper>(m, "Stepper", traversed<Stepper>())
       .def(py::init<py::list>(), py::arg("plans"))
       .def("accept", &Stepper::accept, py::arg("param_groups"), py::arg("rates_may_change"))
-      .def("step", &Stepper::step, py::arg("param_groups"), py::arg("state"));
+      .def(
+          "step",
+          [](Stepper& stepper, const py::list& param_groups, const py::dict& state, py::handle scaling) {
+            // pybind takes 0.6 us to find that None is no Scaling (Xeon, 2026-11).
+            return stepper.step(param_groups, state, scaling.is_none() ? nullptr : scaling.cast<const Scaling*>());
+          },
+          py::arg("param_groups"), py::arg("state"), py::arg("scaling"));
+
+  py::class_<Scaling>(m, "Scaling")
+      .def(py::init<std::string, py::handle, py::handle, bool>(), py::arg("where"), py::kw_only(),
+           py::arg("grad_scale"), py::arg("found_inf"), py::arg("finds_inf"));
 
   bind_inspection(m);
 }

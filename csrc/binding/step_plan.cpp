@@ -48,7 +48,6 @@ StepPlan::StepPlan(std::string where, RuleId rule, py::list param_groups, py::di
       names_.push_back(param_name(param_groups[g], g, i));
       const ParamStorage stored = check_param(param, storage_, where_, names_.back());
       const DType grad = *grad_type_of(param.scalar_type());
-      check_backend(param, grad, where_, names_.back());
       const auto* const begin = static_cast<const char*>(param.const_data_ptr());
       if (param.numel() > 0)
         memory.push_back({begin, begin + param.nbytes(), static_cast<uint32_t>(entries_.size()), "the memory"});
@@ -244,7 +243,8 @@ void StepPlan::create_states(const py::function& init_state) {
     if (entries_[i].found == Found::kTensors) remember_counter(entries_[i]);
 }
 
-void StepPlan::prepare() {
+void StepPlan::prepare(const Scaling* scaling) {
+  execution->scaling = scaling != nullptr ? scaling->on(device_) : DeviceScaling{};
   check_overlaps();
   execution->prepare();
 }

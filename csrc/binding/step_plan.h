@@ -16,6 +16,7 @@
 #include "binding/group_settings.h"
 #include "binding/ordinary.h"
 #include "binding/param_storage.h"
+#include "binding/scaling.h"
 #include "binding/state_values.h"
 
 namespace bertadam::binding {
@@ -43,8 +44,8 @@ class StepPlan {
   // Has `init_state(param)` create what is missing. The plan does not keep it: it refers to the optimizer.
   void create_states(const pybind11::function& init_state);
 
-  // A step, with nothing between `read` and these two.
-  void prepare();
+  // A step, with nothing between `read` and these two. `scaling`: null without a scaler.
+  void prepare(const Scaling* scaling);
   void run();
 
   void traverse(Visit& visit) const {

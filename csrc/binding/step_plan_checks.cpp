@@ -30,7 +30,6 @@ void StepPlan::look_closer(const Entry& entry, const at::Tensor* grad) {
 const void* StepPlan::checked_grad(const at::Tensor& grad, Entry& entry) {
   const at::Tensor& param = THPVariable_Unpack(entry.param);
   const DType type = check_grad(grad, param, where_, name_of(entry));
-  check_backend(param, type, where_, name_of(entry));
   entry.grad = {grad.dtype(), grad.itemsize()};
   entry.types = types_code(entry.storage.kind, type);
   // An empty gradient has no address, and a null one would mean that there is none.

@@ -18,7 +18,7 @@ void Stepper::accept(const py::list& param_groups, bool rates_may_change) {
   groups_.accept(param_groups, rates_may_change);
 }
 
-bool Stepper::step(const py::list& param_groups, const py::dict& state) {
+bool Stepper::step(const py::list& param_groups, const py::dict& state, const Scaling* scaling) {
   if (!groups_.matches(param_groups)) return false;
   for (StepPlan* const plan : plans_) {
     if (!plan->read(state) || !plan->ready()) return false;
@@ -28,7 +28,7 @@ bool Stepper::step(const py::list& param_groups, const py::dict& state) {
       for (size_t g = 0; g < rates->size(); ++g) plan->set_lr(g, (*rates)[g]);
     }
   }
-  for (StepPlan* const plan : plans_) plan->prepare();
+  for (StepPlan* const plan : plans_) plan->prepare(scaling);
   for (StepPlan* const plan : plans_) plan->run();
   return true;
 }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "binding/group_watch.h"
+#include "binding/scaling.h"
 #include "binding/step_plan.h"
 
 namespace bertadam::binding {
@@ -20,8 +21,8 @@ class Stepper {
   void accept(const pybind11::list& param_groups, bool rates_may_change);
 
   // Checks everything and makes the step. False, with nothing written, where plans, settings or states have to be
-  // brought up to date first.
-  bool step(const pybind11::list& param_groups, const pybind11::dict& state);
+  // brought up to date first. `scaling`: null without a scaler.
+  bool step(const pybind11::list& param_groups, const pybind11::dict& state, const Scaling* scaling);
 
   void traverse(Visit& visit) const {
     for (const pybind11::object& plan : objects_) visit(plan);

@@ -7,6 +7,7 @@
 #include "core/plan.h"
 #include "core/random_bits.h"
 #include "core/rules.h"
+#include "core/rules/clip.h"
 #include "core/scalars.h"
 
 namespace bertadam {
@@ -50,6 +51,13 @@ struct Statistics {
   int64_t* n_skipped;   // [1], updates left out since the optimizer was made
 };
 
+// What a scaler gives to a step, and asks of it; any may be null.
+struct ScalerArgs {
+  const float* grad_scale;  // what the loss was multiplied by, so the gradients are: null means 1
+  const float* found_inf;   // unless it is 0, the step leaves everything as it is; null means 0
+  float* finds_inf;         // where the step writes 1 if some gradient is not finite, which makes it skip, or else 0
+};
+
 struct StepArgs {
   const WorkItem* items;
   const PlanTensor* tensors;
@@ -66,6 +74,7 @@ struct StepArgs {
   bool skip_nonfinite;
   bool skip_if_all_zero;  // a step with every learning rate 0: with every gradient 0 as well, it does not count
   uint64_t rounding_seed;
+  ScalerArgs scaler;  // with finds_inf, wait_for_all is true
   Workspace workspace;
   Statistics statistics;
 
@@ -88,6 +97,17 @@ BERTADAM_HD uint32_t payload(uint64_t word) { return static_cast<uint32_t>(word)
 BERTADAM_HD TensorScalars tensor_scalars(const GroupScalars& group, const TensorRow& row, float clip_coefficient) {
   return tensor_scalars(group, clip_coefficient, *row.step, row.schedule_start ? *row.schedule_start : 0.0f,
                         row.bias_correction_start ? *row.bias_correction_start : 0.0f);
+}
+
+BERTADAM_HD Unscaling unscaling(const ScalerArgs& scaler) {
+  return unscaling(scaler.grad_scale ? *scaler.grad_scale : 1.0f, scaler.found_inf ? *scaler.found_inf : 0.0f);
+}
+
+// Of a step that waits for all norms, from the sum of all squares: a code where it leaves everything as it is, else 0.
+BERTADAM_HD float code_of_step(const StepArgs& args, const Unscaling& unscale, double sum_of_squares) {
+  const bool found_inf = args.scaler.finds_inf != nullptr && !(sum_of_squares < HUGE_VAL);
+  if (unscale.skips_step || found_inf) return kSkipped;
+  return args.skip_if_all_zero && sum_of_squares == 0.0 ? kNullStep : 0.0f;
 }
 
 // What a stochastic store draws in this update.

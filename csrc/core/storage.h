@@ -1,6 +1,7 @@
 // How a parameter is kept in memory: what is read before the mathematics, and what is written after it. One element,
 // values only: who calls knows the memory. A storage has
 //   Param, Master   the types of its two arrays; NoMaster where there is only the parameter
+//   kHasMaster      whether there is one
 //   kIsRandom       whether a store takes random bits (random_bits.h)
 //   load            the float that the rule computes with
 //   store           the parameter for a float; writes the master
@@ -20,6 +21,7 @@ template <class ParamT>
 struct Plain {
   using Param = ParamT;
   using Master = NoMaster;
+  static constexpr bool kHasMaster = false;
   static constexpr bool kIsRandom = false;
 
   BERTADAM_HD static float load(Param param, Master) { return to_float(param); }
@@ -31,6 +33,7 @@ template <class ParamT>
 struct WithMaster {
   using Param = ParamT;
   using Master = float;
+  static constexpr bool kHasMaster = true;
   static constexpr bool kIsRandom = false;
 
   BERTADAM_HD static float load(Param, Master master) { return master; }
@@ -45,6 +48,7 @@ struct WithMaster {
 struct WithRemainder {
   using Param = BFloat16;
   using Master = int16_t;
+  static constexpr bool kHasMaster = true;
   static constexpr bool kIsRandom = false;
 
   BERTADAM_HD static float load(Param param, Master remainder) {
@@ -63,6 +67,7 @@ struct WithRemainder {
 struct Stochastic {
   using Param = BFloat16;
   using Master = NoMaster;
+  static constexpr bool kHasMaster = false;
   static constexpr bool kIsRandom = true;
 
   BERTADAM_HD static float load(Param param, Master) { return to_float(param); }

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "core/random_bits.h"
 #include "core/rules/descent.h"
@@ -65,7 +64,7 @@ template <class Rule, class Storage, class Grad>
 struct Elements {
   using Param = typename Storage::Param;
   using Master = typename Storage::Master;
-  static constexpr bool kHasMaster = !std::is_same_v<Master, NoMaster>;
+  static constexpr bool kHasMaster = Storage::kHasMaster;
 
   const Grad* grad;
   Param* param;

@@ -53,13 +53,14 @@ struct Step {
   const StepArgs& args;
   const Workspace& workspace;
   const uint32_t epoch;
+  const Unscaling unscale;
 
   void publish(uint32_t index, float coefficient) const {
     __atomic_store_n(&workspace.coefficients[index], tag(epoch, float_bits(coefficient)), __ATOMIC_RELEASE);
   }
 
   float wait_for_coefficient(uint32_t tensor) const {
-    if (!args.waits(args.tensors[tensor])) return 1.0f;
+    if (!args.waits(args.tensors[tensor])) return unclipped_coefficient(unscale);
     const uint32_t index = args.coefficient_of(tensor, args.tensors[tensor].group);
     for (;;) {
       const uint64_t word = __atomic_load_n(&workspace.coefficients[index], __ATOMIC_ACQUIRE);
@@ -81,25 +82,26 @@ struct Step {
 
   float coefficient(uint32_t group, double norm) const {
     return clip_coefficient(norm, args.groups[group].max_grad_norm,
-                            args.skip_nonfinite && args.groups[group].needs_norm);
+                            args.skip_nonfinite && args.groups[group].needs_norm, unscale);
   }
 
   void finish_all_norms(double total) const {
-    const bool null_step = args.skip_if_all_zero && total == 0.0;
-    const double total_norm = sqrt(total);
+    const double total_norm = gradient_norm(total, unscale);
     *args.statistics.total_norm = total_norm;
+    if (args.scaler.finds_inf != nullptr) *args.scaler.finds_inf = total < HUGE_VAL ? 0.0f : 1.0f;
+    const float code = code_of_step(args, unscale, total);
     if (args.clip_by_total_norm) {
-      for (uint32_t i = 0; i < args.n_groups; ++i) publish(i, null_step ? kNullStep : coefficient(i, total_norm));
+      for (uint32_t i = 0; i < args.n_groups; ++i) publish(i, code < 0.0f ? code : coefficient(i, total_norm));
       return;
     }
     for (uint32_t i = 0; i < args.n_tensors; ++i) {
-      publish(i, null_step ? kNullStep : coefficient(args.tensors[i].group, args.statistics.norms[i]));
+      publish(i, code < 0.0f ? code : coefficient(args.tensors[i].group, args.statistics.norms[i]));
     }
   }
 
   void finish_norm(uint32_t index, bool has_grad, double sum) const {
     const PlanTensor& tensor = args.tensors[index];
-    const double norm = has_grad ? sqrt(sum) : NAN;
+    const double norm = has_grad ? gradient_norm(sum, unscale) : NAN;
     if (tensor.needs_norm) args.statistics.norms[index] = norm;
     if (!has_grad) args.statistics.coefficients[index] = NAN;
     if (args.wait_for_all) {
@@ -171,7 +173,7 @@ struct Step {
     for (uint32_t i = 0; i < args.n_tensors; ++i) {
       if (args.grads[i] == nullptr) continue;
       const float coefficient = wait_for_coefficient(i);
-      if (args.waits(args.tensors[i])) args.statistics.coefficients[i] = coefficient < 0.0f ? 0.0f : coefficient;
+      if (args.tensors[i].needs_norm) args.statistics.coefficients[i] = without_unscaling(coefficient, unscale);
       if (!(coefficient < 0.0f)) *args.rows[i].step += 1.0f;
       if (coefficient == kSkipped) *args.statistics.n_skipped += 1;
     }
@@ -184,7 +186,7 @@ template <class Rule>
 void work(const StepArgs& args) {
   const DefaultFloatingPoint guard;
   Counters& counters = *args.workspace.counters;
-  const Step step{args, args.workspace, epoch_after(counters.epoch)};
+  const Step step{args, args.workspace, epoch_after(counters.epoch), unscaling(args.scaler)};
   for (uint32_t ticket; (ticket = add_one(&counters.ticket)) < args.n_draws;) {
     const WorkItem item = args.items[ticket];
     if (item.kinds() & kNorm) step.norm(item);

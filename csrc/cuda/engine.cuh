@@ -4,6 +4,7 @@
 // to take, a grid of plain blocks does the same updates: nothing needs to be on chip, and more loads are in flight.
 #pragma once
 
+#include "cuda/kernels.h"
 #include "cuda/norms.cuh"
 #include "cuda/producer.cuh"
 #include "cuda/ring.cuh"
@@ -34,7 +35,7 @@ __device__ __forceinline__ void finish_step(const Tables& tables, uint32_t epoch
     const uint32_t tensor = args.large[i];
     if (tables.grads[tensor] == nullptr) continue;
     const PlanTensor& planned = args.tensors[tensor];
-    float coefficient = 1.0f;
+    float coefficient = unclipped_coefficient(unscaling(args.scaler));
     if (args.waits(planned)) {
       const uint64_t word = load_relaxed(&args.workspace.coefficients[args.coefficient_of(tensor, planned.group)]);
       coefficient = float_from_bits(payload(word));
@@ -51,7 +52,8 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
   __shared__ bool is_last;
   const Tables tables = tables_of(args);
   Counters& counters = *args.step.workspace.counters;
-  const Block block{tables, RingMemory(memory, args.n_slots), args.n_slots, epoch_after(counters.epoch)};
+  const Block block{tables, RingMemory(memory, args.n_slots, Types::kMostGradBytes), args.n_slots,
+                    epoch_after(counters.epoch)};
   if (threadIdx.x == 0) {
     for (uint32_t slot = 0; slot < args.n_slots; ++slot) {
       block.ring.full[slot].init(1);
@@ -64,11 +66,11 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
 
   const int warp = static_cast<int>(threadIdx.x / 32);
   if (warp < kUpdateWarps) {
-    UpdateWarp<Rule>(block, warp).run(scratch[warp]);
+    UpdateWarp<Rule, Types>(block, warp).run(scratch[warp]);
   } else if (warp == kProducerWarp) {
-    Producer(block).run(scratch[warp]);
+    Producer<Rule, Types>(block).run(scratch[warp]);
   } else {
-    run_norm_warp(block, warp - kFirstNormWarp, scratch[warp]);
+    run_norm_warp<Types>(block, warp - kFirstNormWarp, scratch[warp]);
   }
 
   __syncthreads();
@@ -85,30 +87,38 @@ __global__ void __launch_bounds__(kPlainThreads) update_kernel(const __grid_cons
   Counters& counters = *args.step.workspace.counters;
   const int first = static_cast<int>(threadIdx.x / 32) * kStepElements;
   const WorkItem item = tables.item_of(blockIdx.x, first / kPartElements);
-  const float* const grad = tables.grad_of(item);
-  const Part part = tables.describe(item, grad != nullptr);
+  const void* const grad = tables.grad_of<Types>(item);
+  const Part part = tables.describe<Rule, Types>(item, grad != nullptr);
   const uint32_t epoch = epoch_after(counters.epoch);
   PartScalars scalars{};
   const Piece piece(part, scalars, grad, first % kPartElements, part.aligned && is_aligned(grad));
-  typename Update<Rule>::Loaded loaded;
-  LoadedGrads grads;
+  typename Update<Rule, Types>::Loaded loaded;
+  LoadedGrads<Types> grads{part.types, {}};
   if (part.has_grad) {
-    Update<Rule>::load(piece, loaded);
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      if (piece.vector(v) < piece.vectors_end) load4(grads.grads[v], grad + piece.vector(v));
-    }
+    Update<Rule, Types>::load(piece, loaded);
+    grads.load_ahead(piece);
     scalars = tables.scalars_of(part);
   }
   // All steps and the epoch are read before anybody counts as done.
   __syncthreads();
   if (threadIdx.x == 0) is_last = add_one_ordered(&counters.workers_done) + 1 == gridDim.x;
   if (part.has_grad) {
-    Update<Rule>::apply(tables.groups, piece, 1.0f, grads, loaded);
-    if (part.step != nullptr && part.index == 0 && piece.begin == 0 && lane_id() == 0) *part.step = scalars.next_step;
+    const float coefficient = unclipped_coefficient(unscaling(args.step.scaler));
+    const bool is_first = part.index == 0 && piece.begin == 0 && lane_id() == 0;
+    if (!(coefficient < 0.0f)) {
+      Update<Rule, Types>::apply(tables, piece, coefficient, grads, loaded);
+      if (part.step != nullptr && is_first) *part.step = scalars.step + 1.0f;
+    } else if (is_first) {
+      count_skipped(args.step.statistics);
+    }
   }
   __syncthreads();
   if (is_last) finish_step(tables, epoch);
+}
+
+template <class Rule, class Types>
+Instance instance() {
+  return {step_kernel<Rule, Types>, update_kernel<Rule, Types>, Types::kMostGradBytes};
 }
 
 }  // namespace bertadam::cuda

@@ -1,5 +1,7 @@
-// The kernel instances that launch.cu can choose from; each is compiled in its own file under instances/.
+// The kernels that launch.cu can choose from; each file under instances/ compiles some of them.
 #pragma once
+
+#include <cstdint>
 
 namespace bertadam::cuda {
 
@@ -7,8 +9,20 @@ struct KernelArgs;
 
 using Kernel = void (*)(KernelArgs);
 
-// A step with norms, and one without.
-Kernel adam_float32_kernel();
-Kernel adam_float32_update_kernel();
+// For some types of parameters, masters and gradients.
+struct Instance {
+  Kernel step;          // with norms
+  Kernel update;        // without
+  uint32_t grad_bytes;  // room in the ring for an element
+};
+
+Instance adam_float32();
+Instance adam_bfloat16();  // parameters and gradients, without masters
+Instance adam_bfloat16_master();
+Instance adam_bfloat16_remainder();
+Instance adam_float16();
+Instance adam_float16_master();
+// Any types in any mixture: a warp asks each tensor for its own.
+Instance adam_any();
 
 }  // namespace bertadam::cuda

@@ -47,20 +47,42 @@ class DeviceScope {
   bool restore_ = false;
 };
 
-int find_ring_shape(int device, RingShape* shape) {
+Instance adam(uint32_t types) {
+  switch (types) {
+    case types_code(StorageKind::kFloat32, DType::kFloat32):
+      return adam_float32();
+    case types_code(StorageKind::kBFloat16, DType::kBFloat16):
+      return adam_bfloat16();
+    case types_code(StorageKind::kBFloat16Master, DType::kBFloat16):
+      return adam_bfloat16_master();
+    case types_code(StorageKind::kBFloat16Remainder, DType::kBFloat16):
+      return adam_bfloat16_remainder();
+    case types_code(StorageKind::kFloat16, DType::kFloat16):
+      return adam_float16();
+    case types_code(StorageKind::kFloat16Master, DType::kFloat16):
+      return adam_float16_master();
+    default:
+      return adam_any();
+  }
+}
+
+size_t ring_bytes(const Instance& instance, const RingShape& shape) {
+  return shape.n_slots * RingMemory::slot_bytes(instance.grad_bytes);
+}
+
+int find_ring_shape(int device, const Instance& instance, RingShape* shape) {
   int multiprocessors = 0;
   int shared_bytes = 0;
   BERTADAM_RETURN_IF_ERROR(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
   BERTADAM_RETURN_IF_ERROR(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  const auto* const kernel = reinterpret_cast<const void*>(adam_float32_kernel());
+  const auto* const kernel = reinterpret_cast<const void*>(instance.step);
   cudaFuncAttributes attributes;
   BERTADAM_RETURN_IF_ERROR(cudaFuncGetAttributes(&attributes, kernel));
   const size_t available = static_cast<size_t>(shared_bytes) - attributes.sharedSizeBytes;
-  const size_t n_slots = available / RingMemory::kSlotBytes;
-  if (n_slots == 0) return static_cast<int>(cudaErrorInvalidConfiguration);
+  *shape = {multiprocessors, static_cast<uint32_t>(available / RingMemory::slot_bytes(instance.grad_bytes))};
+  if (shape->n_slots < kNormWarps) return static_cast<int>(cudaErrorInvalidConfiguration);  // each has one
   BERTADAM_RETURN_IF_ERROR(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                static_cast<int>(n_slots * RingMemory::kSlotBytes)));
-  *shape = {multiprocessors, static_cast<uint32_t>(n_slots)};
+                                                static_cast<int>(ring_bytes(instance, *shape))));
   return 0;
 }
 
@@ -135,11 +157,13 @@ Launcher::~Launcher() {
   step_table_.reset();
 }
 
-int Launcher::launch_adam_float32(StepArgs args, const StepTables& tables, void* stream, int blocks) {
+int Launcher::launch_adam(StepArgs args, const StepTables& tables, uint32_t types, void* stream, int blocks) {
   const DeviceScope scope(device_);
   BERTADAM_RETURN_IF_ERROR(scope.error());
-  if (shape_.blocks == 0) {
-    if (const int error = find_ring_shape(device_, &shape_)) return error;
+  const Instance instance = adam(types);
+  if (shape_.blocks == 0 || types != types_) {
+    if (const int error = find_ring_shape(device_, instance, &shape_)) return error;
+    types_ = types;
   }
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   n_copies_ = 0;
@@ -179,23 +203,23 @@ int Launcher::launch_adam_float32(StepArgs args, const StepTables& tables, void*
   kernel_args.n_slots = shape_.n_slots;
   void* parameters[] = {&kernel_args};
   if (!args.has_norms) {
-    const auto* const kernel = reinterpret_cast<const void*>(adam_float32_update_kernel());
+    const auto* const kernel = reinterpret_cast<const void*>(instance.update);
     BERTADAM_RETURN_IF_ERROR(
         cudaLaunchKernel(kernel, dim3(args.n_draws), dim3(kPlainThreads), parameters, 0, cuda_stream));
     return 0;
   }
   const uint32_t n_blocks =
       blocks > 0 ? static_cast<uint32_t>(blocks) : std::min(static_cast<uint32_t>(shape_.blocks), args.n_draws);
-  const auto* const kernel = reinterpret_cast<const void*>(adam_float32_kernel());
-  BERTADAM_RETURN_IF_ERROR(cudaLaunchKernel(kernel, dim3(n_blocks), dim3(kThreads), parameters,
-                                            shape_.n_slots * RingMemory::kSlotBytes, cuda_stream));
+  const auto* const kernel = reinterpret_cast<const void*>(instance.step);
+  BERTADAM_RETURN_IF_ERROR(
+      cudaLaunchKernel(kernel, dim3(n_blocks), dim3(kThreads), parameters, ring_bytes(instance, shape_), cuda_stream));
   return 0;
 }
 
-int ring_shape(int device, RingShape* shape) {
+int ring_shape(int device, uint32_t types, RingShape* shape) {
   const DeviceScope scope(device);
   BERTADAM_RETURN_IF_ERROR(scope.error());
-  return find_ring_shape(device, shape);
+  return find_ring_shape(device, adam(types), shape);
 }
 
 bool is_capturing(void* stream) {

@@ -11,12 +11,13 @@
 
 namespace bertadam::cuda {
 
-// What a device can hold at once.
+// What a device can hold at once, in a step of tensors of these types: a row's code (core/types.h), or any mixture.
+constexpr uint32_t kAnyTypes = 0xffffffffu;
 struct RingShape {
   int blocks;
   uint32_t n_slots;  // of each block
 };
-int ring_shape(int device, RingShape* shape);
+int ring_shape(int device, uint32_t types, RingShape* shape);
 
 // The host's tables, as a launch finds them.
 struct StepTables {
@@ -34,7 +35,7 @@ class Launcher {
   Launcher& operator=(const Launcher&) = delete;
 
   // The tables and sizes in `args` are filled in here. `blocks`: 0 for as many as are resident together.
-  int launch_adam_float32(StepArgs args, const StepTables& tables, void* stream, int blocks);
+  int launch_adam(StepArgs args, const StepTables& tables, uint32_t types, void* stream, int blocks);
 
   // How many tables the last launch copied to the device first.
   int n_copies() const { return n_copies_; }
@@ -43,7 +44,8 @@ class Launcher {
   class StagedTable;
 
   int device_;
-  RingShape shape_{0, 0};
+  uint32_t types_ = kAnyTypes;
+  RingShape shape_{0, 0};  // for `types_`; no blocks before the first launch
   int n_copies_ = 0;
   std::unique_ptr<StagedTable> rows_, step_table_;
 };

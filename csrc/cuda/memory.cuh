@@ -1,93 +1,29 @@
-// What blocks tell each other through global memory, and loads and stores with a cache policy.
+// A double that one block hands to another through global memory.
 #pragma once
 
-#include <cstdint>
-
 #include "core/step_args.h"
+#include "cuda/ptx.cuh"
 
 namespace bertadam::cuda {
 
-constexpr unsigned kFullWarp = 0xffffffffu;
-
-__device__ __forceinline__ int lane_id() { return threadIdx.x % 32; }
-
-// A word that carries its epoch (core/step_args.h) needs no order with anything else.
-__device__ __forceinline__ uint64_t load_relaxed(const uint64_t* address) {
-  uint64_t word;
-  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(address) : "memory");
-  return word;
-}
-
-__device__ __forceinline__ uint32_t load_relaxed(const uint32_t* address) {
-  uint32_t word;
-  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(word) : "l"(address) : "memory");
-  return word;
-}
-
-__device__ __forceinline__ void store_relaxed(uint64_t* address, uint64_t word) {
-  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(address), "l"(word) : "memory");
-}
-
-// Counts arrivals and orders nothing: what is handed over carries its epoch.
-__device__ __forceinline__ uint32_t add_one_relaxed(uint32_t* counter) {
-  uint32_t before;
-  asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
-  return before;
-}
-
-// Releases this thread's writes and acquires those of everyone who arrived before.
-__device__ __forceinline__ uint32_t add_one_ordered(uint32_t* counter) {
-  uint32_t before;
-  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
-  return before;
-}
-
-// A double in two words with the epoch in each. An ordered arrival instead would wait for the block's other stores and
-// empty its L1.
+// In two words with the epoch in each. An ordered arrival instead would wait for the block's other stores and empty its
+// L1.
 struct TaggedDouble {
-  uint64_t words[2];
+  WordPair pair;
 
   __device__ static TaggedDouble of(double x, uint32_t epoch) {
     const auto bits = static_cast<uint64_t>(__double_as_longlong(x));
-    return {{tag(epoch, static_cast<uint32_t>(bits)), tag(epoch, static_cast<uint32_t>(bits >> 32))}};
+    return {{{tag(epoch, static_cast<uint32_t>(bits)), tag(epoch, static_cast<uint32_t>(bits >> 32))}}};
   }
-  __device__ bool is_of(uint32_t epoch) const { return has_epoch(words[0], epoch) && has_epoch(words[1], epoch); }
+  __device__ static TaggedDouble load(const TaggedDouble* address) { return {load_relaxed(&address->pair)}; }
+  __device__ void store(TaggedDouble* address) const { store_relaxed(&address->pair, pair); }
+  __device__ bool is_of(uint32_t epoch) const {
+    return has_epoch(pair.words[0], epoch) && has_epoch(pair.words[1], epoch);
+  }
   __device__ double value() const {
-    return __longlong_as_double(static_cast<long long>(uint64_t{payload(words[1])} << 32 | payload(words[0])));
+    return __longlong_as_double(
+        static_cast<long long>(uint64_t{payload(pair.words[1])} << 32 | payload(pair.words[0])));
   }
 };
-
-__device__ __forceinline__ TaggedDouble load_relaxed(const TaggedDouble* address) {
-  TaggedDouble x;
-  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
-               : "=l"(x.words[0]), "=l"(x.words[1])
-               : "l"(address)
-               : "memory");
-  return x;
-}
-
-__device__ __forceinline__ void store_relaxed(TaggedDouble* address, const TaggedDouble& x) {
-  asm volatile("st.relaxed.gpu.global.v2.u64 [%0], {%1, %2};" ::"l"(address), "l"(x.words[0]), "l"(x.words[1])
-               : "memory");
-}
-
-// How long L2 should keep a line that is read: as long as it can. At equal traffic this was worth 2.5 % of a step on an
-// H200.
-__device__ __forceinline__ uint64_t keep_in_l2() {
-  uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
-
-__device__ __forceinline__ void load4(float (&x)[4], const float* address) {
-  asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.f32 {%0, %1, %2, %3}, [%4], %5;"
-               : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
-               : "l"(address), "l"(keep_in_l2()));
-}
-
-__device__ __forceinline__ void store4(float* address, const float (&x)[4]) {
-  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(address), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
-               : "memory");
-}
 
 }  // namespace bertadam::cuda

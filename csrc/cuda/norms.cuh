@@ -4,99 +4,10 @@
 #pragma once
 
 #include "core/rules/clip.h"
+#include "cuda/leaves.cuh"
 #include "cuda/memory.cuh"
-#include "cuda/ring.cuh"
 
 namespace bertadam::cuda {
-
-constexpr int kLeaves = kItemsPerDraw;
-static_assert(kPartElements == kLeafElements && (kLeaves == 4 || kLeaves == 8), "see leaf_sums");
-constexpr int kLanesPerLeaf = 32 / kLeaves;
-
-template <class Element>
-__device__ __forceinline__ Element* shuffled(Element* pointer, int lane) {
-  return reinterpret_cast<Element*>(__shfl_sync(kFullWarp, reinterpret_cast<unsigned long long>(pointer), lane));
-}
-
-// The gradients of a draw, four elements of a leaf at a time; those past the leaf's end count as zero.
-struct WholeLeaves {  // in a slot, all of them full
-  const float* slot;
-
-  __device__ void load(float (&x)[4], int leaf, int first) const {
-    *reinterpret_cast<float4*>(x) = *reinterpret_cast<const float4*>(slot + leaf * kLeafElements + first);
-  }
-};
-struct PartialLeaves {  // in a slot
-  const float* slot;
-  const Part* parts;
-
-  __device__ void load(float (&x)[4], int leaf, int first) const {
-    WholeLeaves{slot}.load(x, leaf, first);
-    const int n = parts[leaf].n;
-#pragma unroll
-    for (int k = 0; k < 4; ++k) x[k] = first + k < n ? x[k] : 0.0f;
-  }
-};
-struct DistantLeaves {  // in global memory: lane k has leaf k's address and length
-  const float* grad;
-  int n;
-
-  __device__ void load(float (&x)[4], int leaf, int first) const {
-    const float* const data = shuffled(grad, leaf);
-    const int end = __shfl_sync(kFullWarp, n, leaf);
-#pragma unroll
-    for (int k = 0; k < 4; ++k) x[k] = first + k < end ? data[first + k] : 0.0f;
-  }
-};
-
-// Adds the values of lanes `kDistance`, half of that, ..., 1 apart. Of kN values a lane keeps the first half, or the
-// second if its lane has the distance's bit, and adds those that its partner has of them; a single value is kept by
-// both.
-template <int kN, int kDistance>
-__device__ __forceinline__ void halve(double* x) {
-  if constexpr (kDistance > 0) {
-    const bool upper = (lane_id() & kDistance) != 0;
-    if constexpr (kN == 1) {
-      x[0] += __shfl_xor_sync(kFullWarp, x[0], kDistance);
-    } else {
-#pragma unroll
-      for (int k = 0; k < kN / 2; ++k) {
-        const double kept = upper ? x[k + kN / 2] : x[k];
-        const double sent = upper ? x[k] : x[k + kN / 2];
-        x[k] = kept + __shfl_xor_sync(kFullWarp, sent, kDistance);
-      }
-    }
-    halve<(kN > 1 ? kN / 2 : 1), kDistance / 2>(x);
-  }
-}
-
-// The sums of a draw's leaves: kLanesPerLeaf lanes return leaf 0's, the next ones leaf 1's, and so on. Lane l reads
-// accumulators 4l .. 4l+3 of every leaf, so adding lanes 16, 8, 4, 2 and 1 apart halves 128 accumulators to 4. The
-// first halvings divide the leaves among the lanes, the next two the accumulators, so that most of them move half of
-// what is left; where lanes are left over, both partners of the last keep the sum.
-template <class Leaves>
-__device__ __forceinline__ double leaf_sums(const Leaves& leaves) {
-  double sums[4 * kLeaves];  // [leaf][accumulator]
-#pragma unroll
-  for (int k = 0; k < 4 * kLeaves; ++k) sums[k] = 0.0;
-#pragma unroll 1  // a row of every leaf is in flight; more would cost registers that there are not
-  for (int row = 0; row < kLeafRows; ++row) {
-#pragma unroll
-    for (int leaf = 0; leaf < kLeaves; ++leaf) {
-      float x[4];
-      leaves.load(x, leaf, row * kLeafAccumulators + 4 * lane_id());
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const double wide = x[k];
-        sums[4 * leaf + k] = fma(wide, wide, sums[4 * leaf + k]);  // the square is exact
-      }
-    }
-  }
-  halve<4 * kLeaves, 16>(sums);
-  double x = sums[0];
-  x += __shfl_xor_sync(kFullWarp, x, kLanesPerLeaf / 2);
-  return x + __shfl_xor_sync(kFullWarp, x, kLanesPerLeaf / 4);
-}
 
 // The pairwise sum of up to kTreeFanIn nodes, in every lane; those past `n` count as zero. All of them have been
 // written; what is not here yet is waited for.
@@ -106,7 +17,7 @@ __device__ __forceinline__ double warp_pairwise_sum(const TaggedDouble* nodes, i
   if (lane_id() < n) {
     TaggedDouble tagged;
     do {
-      tagged = load_relaxed(nodes + lane_id());
+      tagged = TaggedDouble::load(nodes + lane_id());
     } while (!tagged.is_of(epoch));
     x = tagged.value();
   }
@@ -119,7 +30,8 @@ __device__ __forceinline__ double warp_pairwise_sum(const TaggedDouble* nodes, i
 // What is left of a draw's norms once its leaves are summed, by one whole warp.
 class NormTrees {
  public:
-  __device__ explicit NormTrees(const Block& block) : block_(block), args_(block.tables.args) {}
+  __device__ explicit NormTrees(const Block& block)
+      : block_(block), args_(block.tables.args), unscale_(unscaling(args_.scaler)) {}
 
   // `part`: the first kLeaves lanes have the draw's, the others one that does not exist. `scratch`: the warp's own.
   __device__ __forceinline__ void add(const Part& part, double leaf_sum, double* scratch) {
@@ -157,7 +69,7 @@ class NormTrees {
 
   // By one thread: leaves a node's sum; true for whoever brings the last of its siblings'.
   __device__ bool leave(const TreePosition& at, double sum) {
-    store_relaxed(nodes() + at.node(), TaggedDouble::of(sum, block_.epoch));
+    TaggedDouble::of(sum, block_.epoch).store(nodes() + at.node());
     const Siblings siblings = at.siblings();
     uint32_t* const arrivals = &args_.workspace.arrivals[siblings.parent];
     if (add_one_relaxed(arrivals) + 1 < siblings.n) return false;
@@ -191,7 +103,7 @@ class NormTrees {
   __device__ __forceinline__ void finish(const Part& part, bool complete, bool absent, double sum) {
     const uint32_t index = part.tensor;
     if (complete || absent) {
-      const double norm = absent ? nan("") : sqrt(sum);
+      const double norm = absent ? nan("") : gradient_norm(sum, unscale_);
       if (complete && !args_.wait_for_all) publish(part.coefficient, coefficient(part.group, norm));
       if (absent || part.needs_norm) args_.statistics.norms[index] = norm;
       if (absent) args_.statistics.coefficients[index] = nanf("");
@@ -215,26 +127,29 @@ class NormTrees {
   }
 
   __device__ __forceinline__ void finish_all(double total) {
-    const bool null_step = args_.skip_if_all_zero && total == 0.0;
-    const double total_norm = sqrt(total);
-    if (lane_id() == 0) *args_.statistics.total_norm = total_norm;
+    const float code = code_of_step(args_, unscale_, total);
+    const double total_norm = gradient_norm(total, unscale_);
+    if (lane_id() == 0) {
+      *args_.statistics.total_norm = total_norm;
+      if (args_.scaler.finds_inf != nullptr) *args_.scaler.finds_inf = total < HUGE_VAL ? 0.0f : 1.0f;
+    }
     if (args_.clip_by_total_norm) {
       for (uint32_t i = lane_id(); i < args_.n_groups; i += 32) {
-        publish(i, null_step ? kNullStep : coefficient(i, total_norm));
+        publish(i, code < 0.0f ? code : coefficient(i, total_norm));
       }
       return;
     }
     __threadfence();
     for (uint32_t i = lane_id(); i < args_.n_tensors; i += 32) {
       const double norm = __ldcg(args_.statistics.norms + i);
-      publish(i, null_step ? kNullStep : coefficient(args_.tensors[i].group, norm));
+      publish(i, code < 0.0f ? code : coefficient(args_.tensors[i].group, norm));
     }
   }
 
   // `norm`: of a tensor, or of all of them where they are clipped together.
   __device__ float coefficient(uint32_t group, double norm) {
     const GroupScalars& scalars = block_.tables.groups[group];
-    return clip_coefficient(norm, scalars.max_grad_norm, args_.skip_nonfinite && scalars.needs_norm);
+    return clip_coefficient(norm, scalars.max_grad_norm, args_.skip_nonfinite && scalars.needs_norm, unscale_);
   }
 
   __device__ void publish(uint32_t index, float coefficient) {
@@ -243,9 +158,11 @@ class NormTrees {
 
   const Block& block_;
   const StepArgs& args_;
+  const Unscaling unscale_;
 };
 
 // The norms of a draw in the ring, by one warp.
+template <class Types>
 class DrawNorms {
  public:
   __device__ DrawNorms(const Block& block, double* scratch) : block_(block), trees_(block), scratch_(scratch) {}
@@ -261,10 +178,17 @@ class DrawNorms {
 
  private:
   __device__ double sums_of(uint32_t slot, const Draw& draw) {
-    const float* const grads = block_.ring.part_grads(slot, 0);
-    const int n = lane_id() < kLeaves ? draw.parts[lane_id()].n : kLeafElements;
-    return __all_sync(kFullWarp, n == kLeafElements) ? leaf_sums(WholeLeaves{grads})
-                                                     : leaf_sums(PartialLeaves{grads, draw.parts});
+    const unsigned char* const grads = block_.ring.part_grads(slot, 0);
+    const uint32_t types = draw.parts[0].types;
+    bool is_plain = true;  // nearly every draw
+    if (lane_id() < kLeaves) {
+      const Part& part = draw.parts[lane_id()];
+      is_plain = part.n == kLeafElements && part.types == types;
+    }
+    if (!__all_sync(kFullWarp, is_plain)) return leaf_sums(PartialLeaves<Types>{grads, draw.parts});
+    double sum = 0.0;
+    Types::with_grad(types, [&](auto grad) { sum = leaf_sums(WholeLeaves<Types, decltype(grad)>{grads}); });
+    return sum;
   }
 
   const Block& block_;
@@ -274,8 +198,9 @@ class DrawNorms {
 
 // The role of a norm warp: the norms of draws that are kept, in every kNormWarps-th slot of the ring. It keeps to its
 // slots, so that it misses no phase of their barriers. Other norms are the update warps'.
+template <class Types>
 __device__ __forceinline__ void run_norm_warp(const Block& block, int which, double* scratch) {
-  DrawNorms norms(block, scratch);
+  DrawNorms<Types> norms(block, scratch);
   uint32_t parity = 0;
   for (uint32_t slot = which;;) {
     block.ring.full[slot].wait(parity);

@@ -5,6 +5,7 @@
 
 #include "core/step_args.h"
 #include "cuda/tuning.h"
+#include "cuda/types.cuh"
 
 namespace bertadam::cuda {
 
@@ -14,7 +15,8 @@ __device__ __forceinline__ bool is_aligned(const void* pointer) {
 
 // One item of a draw, for the norm warp and the update warp that have it.
 struct alignas(16) Part {
-  float* param;  // its first element, and the states'
+  void* param;   // its first element, the master's and the states'
+  void* master;  // meaningless where the storage has none
   float* states[kMaxStates];
   float* step;  // to be advanced with the update; null for a tensor of several chunks
   uint32_t tensor;
@@ -23,19 +25,21 @@ struct alignas(16) Part {
   uint32_t group;
   uint32_t coefficient;  // which of the workspace's
   uint32_t n_chunks;     // of the tensor
+  uint32_t types;        // of its row
   int64_t first_node;    // of the tensor's tree
   uint8_t n_in_run;      // parts of the tensor in this draw, from this one on
   bool needs_norm;
   bool exists;    // else the item fills up a draw
   bool has_grad;  // else the tensor takes no part in this step
   bool waits;     // for a coefficient
-  bool aligned;   // parameter and states
+  bool aligned;   // parameter, master and states
 };
 
 // What an update needs beside: it takes two more dependent loads, which norms need not wait for.
 struct PartScalars {
   TensorScalars values;  // without the clip coefficient
-  float next_step;
+  float step;            // before the update
+  uint32_t ordinal;
 };
 
 // What the host has written down for this step. `groups` and `grads` may lie in the kernel's arguments.
@@ -48,13 +52,18 @@ struct Tables {
     return args.items[size_t{draw} * kItemsPerDraw + index];
   }
 
-  // Its first element; null where there is no gradient, or no such tensor.
-  __device__ const float* grad_of(const WorkItem& item) const {
-    if (item.tensor == kNoTensor) return nullptr;
-    const auto* const grad = static_cast<const float*>(grads[item.tensor]);
-    return grad == nullptr ? nullptr : grad + size_t{item.part()} * kPartElements;
+  // The first element of its gradient; null where there is none, or no such tensor.
+  template <class Types>
+  __device__ const void* grad_of(const WorkItem& item) const {
+    const void* grad = item.tensor == kNoTensor ? nullptr : grads[item.tensor];
+    if (grad == nullptr) return nullptr;
+    Types::with_grad(args.rows[item.tensor].types, [&](auto element) {
+      grad = static_cast<const decltype(element)*>(grad) + size_t{item.part()} * kPartElements;
+    });
+    return grad;
   }
 
+  template <class Rule, class Types>
   __device__ Part describe(const WorkItem& item, bool has_grad) const {
     Part part{};
     part.exists = item.tensor != kNoTensor;
@@ -76,10 +85,18 @@ struct Tables {
     part.waits = args.waits(tensor);
     part.coefficient = args.coefficient_of(item.tensor, tensor.group);
     part.step = tensor.n_chunks == 1 ? row.step : nullptr;
-    part.param = static_cast<float*>(row.param) + begin;
-    part.aligned = is_aligned(part.param);
+    part.types = row.types;
+    Types::with_storage(row.types, [&](auto storage) {
+      using Storage = decltype(storage);
+      part.param = static_cast<typename Storage::Param*>(row.param) + begin;
+      part.aligned = is_aligned(part.param);
+      if constexpr (Storage::kHasMaster) {
+        part.master = static_cast<typename Storage::Master*>(row.master) + begin;
+        part.aligned = part.aligned && is_aligned(part.master);
+      }
+    });
 #pragma unroll
-    for (int k = 0; k < kMaxStates; ++k) {
+    for (int k = 0; k < Rule::kNumStates; ++k) {
       part.states[k] = static_cast<float*>(row.states[k]) + begin;
       part.aligned = part.aligned && is_aligned(part.states[k]);
     }
@@ -88,7 +105,7 @@ struct Tables {
 
   __device__ PartScalars scalars_of(const Part& part) const {
     const TensorRow& row = args.rows[part.tensor];
-    return {tensor_scalars(groups[part.group], row, 1.0f), *row.step + 1.0f};
+    return {tensor_scalars(groups[part.group], row, 1.0f), *row.step, row.ordinal};
   }
 };
 

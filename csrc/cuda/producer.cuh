@@ -14,6 +14,7 @@
 
 namespace bertadam::cuda {
 
+template <class Rule, class Types>
 class Producer {
  public:
   __device__ explicit Producer(const Block& block)
@@ -74,9 +75,7 @@ class Producer {
 
   // What this block is likely to draw next: the list is read once, so every item comes from far.
   __device__ void prefetch_items(uint32_t draw) const {
-    if (lane_id() == 0 && draw < args_.n_draws) {
-      asm volatile("prefetch.global.L2 [%0];" ::"l"(args_.items + size_t{draw} * kItemsPerDraw));
-    }
+    if (lane_id() == 0 && draw < args_.n_draws) prefetch_to_l2(args_.items + size_t{draw} * kItemsPerDraw);
   }
 
   // Fills `n` slots with draws [first, first + n) of the list, of which only `kinds` are done.
@@ -89,15 +88,19 @@ class Producer {
     const RingMemory& ring = block_.ring;
     const uint32_t slot = cursor.slot;
     const WorkItem item = fills ? tables_.item_of(first + which, index) : WorkItem{kNoTensor, 0};
-    const float* const grad = tables_.grad_of(item);
-    float* const target = ring.part_grads(slot, index);
+    const void* const grad = tables_.grad_of<Types>(item);
+    unsigned char* const target = ring.part_grads(slot, index);
+    uint32_t element_bytes = 0;
+    if (grad != nullptr) {
+      Types::with_grad(args_.rows[item.tensor].types, [&](auto element) { element_bytes = sizeof(element); });
+    }
     // A whole part's copy need not wait for the tables.
     uint32_t rest = 0;
-    if (item.is_whole() && grad != nullptr) rest = copy(grad, target, kPartElements, ring.full[slot]);
-    const Part part = tables_.describe(item, grad != nullptr);
-    const auto n_elements = static_cast<uint32_t>(part.n);
-    if (!item.is_whole()) rest = copy(grad, target, n_elements, ring.full[slot]);
-    copy_rest(grad, target, n_elements, rest);
+    if (item.is_whole()) rest = copy(grad, target, element_bytes * kPartElements, ring.full[slot]);
+    const Part part = tables_.describe<Rule, Types>(item, grad != nullptr);
+    const uint32_t n_bytes = element_bytes * static_cast<uint32_t>(part.n);
+    if (!item.is_whole()) rest = copy(grad, target, n_bytes, ring.full[slot]);
+    copy_rest(grad, target, n_bytes, rest);
     Draw& draw = ring.draws[slot];
     if (fills) draw.parts[index] = part;
     if (fills && index == 0) draw.kinds = item.kinds() & kinds;
@@ -120,33 +123,35 @@ class Producer {
 
   // ----------------------------------------------------------------- copies
 
-  // Has the copy engine take what it can of a part; returns how many elements it leaves, at the end.
-  __device__ static uint32_t copy(const float* grad, float* target, uint32_t n, Barrier& full) {
+  // Has the copy engine take what it can of a part; returns how many bytes it leaves, at the end.
+  __device__ static uint32_t copy(const void* grad, void* target, uint32_t n_bytes, Barrier& full) {
 #if __CUDA_ARCH__ >= 900
-    const uint32_t taken = is_aligned(grad) ? n & ~3u : 0u;
-    if (taken > 0) full.copy_bulk(target, grad, taken * sizeof(float), keep_in_l2());
-    return n - taken;
+    const uint32_t taken = is_aligned(grad) ? n_bytes & ~15u : 0u;
+    if (taken > 0) full.copy_bulk(target, grad, taken, keep_in_l2());
+    return n_bytes - taken;
 #else
-    return n;
+    return n_bytes;
 #endif
   }
 
   // By all lanes, for each lane that has a rest; it is there on return.
-  __device__ static void copy_rest(const float* grad, float* target, uint32_t n, uint32_t rest) {
+  __device__ static void copy_rest(const void* grad, unsigned char* target, uint32_t n_bytes, uint32_t rest) {
     unsigned pending = __ballot_sync(kFullWarp, rest > 0);
     if (pending == 0) return;
     for (; pending != 0; pending &= pending - 1) {
       const int lane = __ffs(pending) - 1;
-      const float* const source = shuffled(grad, lane);
-      float* const to = shuffled(target, lane);
-      const uint32_t end = __shfl_sync(kFullWarp, n, lane);
-      uint32_t begin = end - __shfl_sync(kFullWarp, rest, lane);
-      if (is_aligned(source)) {
-        const uint32_t vectors = end & ~3u;
-        for (uint32_t i = begin + 4 * lane_id(); i < vectors; i += 128) copy_16_bytes(to + i, source + i);
-        begin = max(begin, vectors);
+      const auto* const source = static_cast<const unsigned char*>(shuffled(grad, lane));
+      unsigned char* const to = shuffled(target, lane);
+      const uint32_t end = __shfl_sync(kFullWarp, n_bytes, lane);
+      const uint32_t begin = end - __shfl_sync(kFullWarp, rest, lane);
+      const auto address = reinterpret_cast<uintptr_t>(source);
+      const uint32_t by_16 = address % 16 == 0 ? max(begin, end & ~15u) : begin;
+      const uint32_t by_4 = address % 4 == 0 ? max(by_16, end & ~3u) : by_16;
+      for (uint32_t i = begin + 16 * lane_id(); i < by_16; i += 512) copy_16_bytes(to + i, source + i);
+      for (uint32_t i = by_16 + 4 * lane_id(); i < by_4; i += 128) copy_4_bytes(to + i, source + i);
+      for (uint32_t i = by_4 + 2 * lane_id(); i < end; i += 64) {
+        *reinterpret_cast<uint16_t*>(to + i) = *reinterpret_cast<const uint16_t*>(source + i);
       }
-      for (uint32_t i = begin + lane_id(); i < end; i += 32) copy_4_bytes(to + i, source + i);
     }
     wait_for_copies();
     order_copies();
@@ -168,18 +173,18 @@ class Producer {
 
   // One draw without the ring: its norms now, its updates later.
   __device__ void help() {
-    if (load_relaxed(&args_.workspace.counters->ticket) >= args_.n_draws) return;
+    if (__any_sync(kFullWarp, load_relaxed(&args_.workspace.counters->ticket) >= args_.n_draws)) return;
     const uint32_t index = draw_tickets(1);
     if (index >= args_.n_draws) return;
     const WorkItem item = lane_id() < kItemsPerDraw ? tables_.item_of(index, lane_id()) : WorkItem{kNoTensor, 0};
     const uint32_t kinds = __shfl_sync(kFullWarp, item.kinds(), 0);
-    const float* const grad = tables_.grad_of(item);
-    const Part part = tables_.describe(item, grad != nullptr);
+    const void* const grad = tables_.grad_of<Types>(item);
+    const Part part = tables_.describe<Rule, Types>(item, grad != nullptr);
     if ((kinds & kUpdate) != 0 && lane_id() == 0) {
       const uint32_t at = atomicAdd(&args_.workspace.counters->n_postponed, 1u);
       store_relaxed(&args_.workspace.postponed[at], tag(block_.epoch, index));
     }
-    if ((kinds & kNorm) != 0) trees_.add(part, leaf_sums(DistantLeaves{grad, part.n}), scratch_);
+    if ((kinds & kNorm) != 0) trees_.add(part, leaf_sums(DistantLeaves<Types>{grad, part.types, part.n}), scratch_);
   }
 
   // Takes a postponed draw, if one is left. Whoever postpones one comes here afterwards, so none is forgotten.

@@ -19,20 +19,26 @@ struct Draw {
 };
 
 struct RingMemory {
-  float* grads;    // [slot][part][element]
-  Draw* draws;     // [slot]
-  Barrier* full;   // the gradients and the parts are there
-  Barrier* ready;  // so are the scalars
+  unsigned char* grads;  // [slot][part][element], a part in part_bytes
+  Draw* draws;           // [slot]
+  Barrier* full;         // the gradients and the parts are there
+  Barrier* ready;        // so are the scalars
   Barrier* empty;
 
-  static constexpr size_t kSlotBytes = sizeof(float) * kChunkElements + sizeof(Draw) + 3 * sizeof(Barrier);
+  uint32_t part_bytes;
 
-  __device__ RingMemory(unsigned char* memory, uint32_t n_slots)
-      : grads(reinterpret_cast<float*>(memory)),
-        draws(reinterpret_cast<Draw*>(grads + size_t{n_slots} * kChunkElements)),
+  // `grad_bytes`: of the largest gradient element.
+  static constexpr size_t slot_bytes(uint32_t grad_bytes) {
+    return size_t{grad_bytes} * kChunkElements + sizeof(Draw) + 3 * sizeof(Barrier);
+  }
+
+  __device__ RingMemory(unsigned char* memory, uint32_t n_slots, uint32_t grad_bytes)
+      : grads(memory),
+        draws(reinterpret_cast<Draw*>(grads + size_t{n_slots} * grad_bytes * kChunkElements)),
         full(reinterpret_cast<Barrier*>(draws + n_slots)),
         ready(full + n_slots),
-        empty(ready + n_slots) {}
+        empty(ready + n_slots),
+        part_bytes(grad_bytes * kPartElements) {}
 
   // By a whole warp that has read all it needs.
   __device__ void release(uint32_t slot) const {
@@ -40,8 +46,8 @@ struct RingMemory {
     if (threadIdx.x % 32 == 0) empty[slot].arrive();
   }
 
-  __device__ float* part_grads(uint32_t slot, int part) const {
-    return grads + (slot * kItemsPerDraw + part) * kPartElements;
+  __device__ unsigned char* part_grads(uint32_t slot, int part) const {
+    return grads + (slot * kItemsPerDraw + part) * part_bytes;
   }
 };
 

@@ -8,7 +8,7 @@
 
 namespace bertadam::cuda {
 
-template <class Rule>
+template <class Rule, class Types>
 class UpdateWarp {
  public:
   __device__ UpdateWarp(const Block& block, int which) : block_(block), args_(block.tables.args), which_(which) {}
@@ -31,7 +31,7 @@ class UpdateWarp {
 
   // What was read for one step.
   struct Ahead {
-    typename Update<Rule>::Loaded loaded;
+    typename Update<Rule, Types>::Loaded loaded;
     uint64_t coefficient;  // the word, perhaps of an earlier epoch
   };
 
@@ -63,7 +63,7 @@ class UpdateWarp {
   // The draws of norms alone, which come first in the list: every warp a draw in turn. Left to the norm warps, they
   // took 15 % longer than their memory does.
   __device__ void sum_norms(double* scratch) {
-    DrawNorms norms(block_, scratch);
+    DrawNorms<Types> norms(block_, scratch);
     for (int turn = 0;; turn = (turn + 1) % kUpdateWarps) {
       const uint32_t slot = here_.cursor.slot;
       block_.ring.full[slot].wait(here_.cursor.parity);
@@ -85,9 +85,10 @@ class UpdateWarp {
     if (block_.ring.draws[slot].kinds == 0) return false;
     const Piece piece = piece_at(ahead_);
     if (has_work(ahead_, piece.part)) {
-      ahead.coefficient = piece.part.waits ? load_relaxed(&args_.workspace.coefficients[piece.part.coefficient])
-                                           : tag(block_.epoch, float_bits(1.0f));
-      Update<Rule>::load(piece, ahead.loaded);
+      ahead.coefficient = piece.part.waits
+                              ? load_relaxed(&args_.workspace.coefficients[piece.part.coefficient])
+                              : tag(block_.epoch, float_bits(unclipped_coefficient(unscaling(args_.scaler))));
+      Update<Rule, Types>::load(piece, ahead.loaded);
     }
     ahead_.advance(block_.n_slots);
     return true;
@@ -100,7 +101,7 @@ class UpdateWarp {
     if (has_work(here_, piece.part)) {
       const float coefficient = wait_for(piece.part, ahead.coefficient);
       if (!(coefficient < 0.0f)) {
-        Update<Rule>::apply(block_.tables.groups, piece, coefficient, SlotGrads{piece.grads}, ahead.loaded);
+        Update<Rule, Types>::apply(block_.tables, piece, coefficient, SlotGrads<Types>{piece}, ahead.loaded);
       }
       if (piece.part.index == 0 && piece.begin == 0 && lane_id() == 0) finish_tensor(piece, coefficient);
     }
@@ -119,9 +120,9 @@ class UpdateWarp {
   __device__ void finish_tensor(const Piece& piece, float coefficient) {
     const Part& part = piece.part;
     const Statistics& statistics = args_.statistics;
-    if (part.waits) statistics.coefficients[part.tensor] = coefficient < 0.0f ? 0.0f : coefficient;
-    if (coefficient == kSkipped) atomicAdd(reinterpret_cast<unsigned long long*>(statistics.n_skipped), 1ull);
-    if (part.step != nullptr && !(coefficient < 0.0f)) *part.step = piece.scalars.next_step;
+    if (part.needs_norm) statistics.coefficients[part.tensor] = without_unscaling(coefficient, unscaling(args_.scaler));
+    if (coefficient == kSkipped) count_skipped(statistics);
+    if (part.step != nullptr && !(coefficient < 0.0f)) *part.step = piece.scalars.step + 1.0f;
   }
 
   const Block& block_;

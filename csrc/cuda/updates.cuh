@@ -4,7 +4,7 @@
 #include "core/rules/clip.h"
 #include "core/rules/descent.h"
 #include "core/rules/math.h"
-#include "cuda/memory.cuh"
+#include "cuda/elements.cuh"
 #include "cuda/parts.cuh"
 #include "cuda/ranged_math.cuh"
 
@@ -17,11 +17,11 @@ static_assert(kPartElements % kStepElements == 0, "a warp's step lies within a p
 struct Piece {
   const Part& part;
   const PartScalars& scalars;
-  const float* grads;  // the part's, in a slot or in global memory
-  int begin, end;      // elements of the part
-  int vectors_end;     // those before it go four at a time
+  const void* grads;  // the part's, in a slot or in global memory
+  int begin, end;     // elements of the part
+  int vectors_end;    // those before it go four at a time
 
-  __device__ Piece(const Part& part, const PartScalars& scalars, const float* grads, int begin, bool aligned)
+  __device__ Piece(const Part& part, const PartScalars& scalars, const void* grads, int begin, bool aligned)
       : part(part),
         scalars(scalars),
         grads(grads),
@@ -31,46 +31,76 @@ struct Piece {
 
   // The first element of this lane's vector `v`.
   __device__ int vector(int v) const { return begin + 128 * v + 4 * lane_id(); }
+  // Element `i`'s place in the whole tensor.
+  __device__ uint64_t index(int i) const { return uint64_t{part.index} * kPartElements + static_cast<uint32_t>(i); }
 };
 
 // Four gradients at a time, from a slot or from registers.
+template <class Types>
 struct SlotGrads {
-  const float* grads;
+  const Piece& piece;
   __device__ void load(float (&x)[4], int, int i) const {
-    *reinterpret_cast<float4*>(x) = *reinterpret_cast<const float4*>(grads + i);
+    Types::with_grad(piece.part.types, [&](auto element) {
+      load_four_from_slot(x, static_cast<const decltype(element)*>(piece.grads) + i);
+    });
   }
 };
+template <class Types>
 struct LoadedGrads {
-  float grads[kVectors][4];
-  __device__ void load(float (&x)[4], int v, int) const {
+  uint32_t types;
+  Words words[kVectors];
+
+  __device__ void load_ahead(const Piece& piece) {
+    Types::with_grad(types, [&](auto element) {
+      const auto* const grads = static_cast<const decltype(element)*>(piece.grads);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) x[j] = grads[v][j];
+      for (int v = 0; v < kVectors; ++v) {
+        if (piece.vector(v) < piece.vectors_end) load_four(words[v], grads + piece.vector(v));
+      }
+    });
+  }
+  __device__ void load(float (&x)[4], int v, int) const {
+    Types::with_grad(types, [&](auto element) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) x[j] = to_float(element_of<decltype(element)>(words[v], j));
+    });
   }
 };
 
-template <class Rule>
+__device__ __forceinline__ void count_skipped(const Statistics& statistics) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(statistics.n_skipped), 1ull);
+}
+
+template <class Rule, class Types>
 struct Update {
   struct Loaded {
-    float param[kVectors][4];
+    Words param[kVectors];
     float states[Rule::kNumStates][kVectors][4];
   };
 
   __device__ __forceinline__ static void load(const Piece& piece, Loaded& loaded) {
+    const Part& part = piece.part;
+    Types::with_storage(part.types, [&](auto storage) {
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        const int i = piece.vector(v);
+        if (i < piece.vectors_end) FourParams<decltype(storage)>::load(loaded.param[v], part.param, part.master, i);
+      }
+    });
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       const int i = piece.vector(v);
       if (i >= piece.vectors_end) continue;
-      load4(loaded.param[v], piece.part.param + i);
 #pragma unroll
-      for (int k = 0; k < Rule::kNumStates; ++k) load4(loaded.states[k][v], piece.part.states[k] + i);
+      for (int k = 0; k < Rule::kNumStates; ++k) load_words(loaded.states[k][v], part.states[k] + i);
     }
   }
 
   template <class Grads>
-  __device__ __forceinline__ static void apply(const GroupScalars* groups, const Piece& piece, float coefficient,
+  __device__ __forceinline__ static void apply(const Tables& tables, const Piece& piece, float coefficient,
                                                const Grads& grads, Loaded& loaded) {
     const Part& part = piece.part;
-    const GroupScalars group = groups[part.group];
+    typename Types::template Kept<GroupScalars> group = tables.groups[part.group];
     TensorScalars scalars = piece.scalars.values;
     scalars.grad_scale *= coefficient;
     uint32_t redo = 0;  // vectors with an argument that is out of range
@@ -78,16 +108,19 @@ struct Update {
     for (int v = 0; v < kVectors; ++v) {
       const int i = piece.vector(v);
       if (i >= piece.vectors_end) continue;
-      float g[4];
+      float g[4], p[4];
       grads.load(g, v, i);
+      Types::with_storage(part.types, [&](auto storage) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) p[j] = FourParams<decltype(storage)>::value(loaded.param[v], j);
+      });
       RangedMath math;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         float states[Rule::kNumStates];
 #pragma unroll
         for (int k = 0; k < Rule::kNumStates; ++k) states[k] = loaded.states[k][v][j];
-        const float p = loaded.param[v][j];
-        loaded.param[v][j] = descend(p, scalars.lr, Rule::update(math, group, scalars, g[j], p, states));
+        p[j] = descend(p[j], scalars.lr, Rule::update(math, group, scalars, g[j], p[j], states));
 #pragma unroll
         for (int k = 0; k < Rule::kNumStates; ++k) loaded.states[k][v][j] = states[k];
       }
@@ -95,31 +128,59 @@ struct Update {
         redo |= 1u << v;
         continue;
       }
-      store4(part.param + i, loaded.param[v]);
+      Types::with_storage(part.types, [&](auto storage) {
+        using Storage = decltype(storage);
+        if constexpr (Storage::kIsRandom) {
+          FourParams<Storage>::store(part.param, part.master, i, p, random_bits(tables, piece, i));
+        } else {
+          FourParams<Storage>::store(part.param, part.master, i, p, nullptr);
+        }
+      });
 #pragma unroll
-      for (int k = 0; k < Rule::kNumStates; ++k) store4(part.states[k] + i, loaded.states[k][v]);
+      for (int k = 0; k < Rule::kNumStates; ++k) store_words(part.states[k] + i, loaded.states[k][v]);
     }
 #pragma unroll 1
     for (; redo != 0; redo &= redo - 1) {
       const int i = piece.vector(__ffs(redo) - 1);
 #pragma unroll 1
-      for (int j = 0; j < 4; ++j) apply_one(piece, group, scalars, i + j);
+      for (int j = 0; j < 4; ++j) apply_one(tables, piece, group, scalars, i + j);
     }
     // Up to three behind the last vector, or all where memory is not aligned.
 #pragma unroll 1
-    for (int i = piece.vectors_end + lane_id(); i < piece.end; i += 32) apply_one(piece, group, scalars, i);
+    for (int i = piece.vectors_end + lane_id(); i < piece.end; i += 32) apply_one(tables, piece, group, scalars, i);
   }
 
  private:
-  __device__ __forceinline__ static void apply_one(const Piece& piece, const GroupScalars& group,
+  // Of the four elements that `i` is one of.
+  __device__ __forceinline__ static FourBits random_bits(const Tables& tables, const Piece& piece, int i) {
+    const RandomBits bits{tables.args.rounding_seed, piece.scalars.ordinal, static_cast<uint32_t>(piece.scalars.step)};
+    return FourBits(bits, piece.index(i) & ~uint64_t{3});
+  }
+
+  __device__ __forceinline__ static void apply_one(const Tables& tables, const Piece& piece, const GroupScalars& group,
                                                    const TensorScalars& scalars, int i) {
     const Part& part = piece.part;
+    float g = 0.0f;
+    Types::with_grad(part.types,
+                     [&](auto element) { g = to_float(static_cast<const decltype(element)*>(piece.grads)[i]); });
     float states[Rule::kNumStates];
 #pragma unroll
     for (int k = 0; k < Rule::kNumStates; ++k) states[k] = part.states[k][i];
-    const float p = part.param[i];
-    const IeeeMath math;
-    part.param[i] = descend(p, scalars.lr, Rule::update(math, group, scalars, piece.grads[i], p, states));
+    const auto updated = [&](float p) {
+      const IeeeMath math;
+      return descend(p, scalars.lr, Rule::update(math, group, scalars, g, p, states));
+    };
+    Types::with_storage(part.types, [&](auto storage) {
+      using Storage = decltype(storage);
+      auto* const param = static_cast<typename Storage::Param*>(part.param) + i;
+      typename Storage::Master master{};
+      auto* const masters = static_cast<typename Storage::Master*>(part.master);
+      if constexpr (Storage::kHasMaster) master = masters[i];
+      uint32_t drawn = 0;
+      if constexpr (Storage::kIsRandom) drawn = random_bits(tables, piece, i)[i % 4];
+      *param = Storage::store(updated(Storage::load(*param, master)), master, drawn);
+      if constexpr (Storage::kHasMaster) masters[i] = master;
+    });
 #pragma unroll
     for (int k = 0; k < Rule::kNumStates; ++k) part.states[k][i] = states[k];
   }
