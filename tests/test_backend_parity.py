@@ -41,6 +41,15 @@ def test_instruction_sets_give_the_same_bits(settings: dict[str, Any]) -> None:
         assert same(run(params, "cpu", **settings), expected), isa
 
 
+@modes
+def test_the_steps_that_are_compared_move_the_parameters(settings: dict[str, Any]) -> None:
+    """One gradient that is not finite skips a whole step of global clipping."""
+    params = odd_params()
+    moved = run(params, "cpu", **settings)[: 4 * len(params) : 4]
+    unmoved = [as_integers(param) for param in params]
+    assert same(moved, unmoved) == (settings.get("lr") == 0.0)
+
+
 def test_an_unknown_instruction_set_is_refused() -> None:
     with pytest.raises(ValueError, match="sse9"):
         _C.set_cpu_isa("sse9")
