@@ -28,7 +28,7 @@ def odd_params() -> list[nn.Parameter]:
 
 
 def odd_grads(params: list[nn.Parameter], step: int) -> Grads:
-    """Gradients at every alignment, of many sizes; some None; in steps 1, 2, 4, ... some not finite."""
+    """Gradients at any alignment, of many sizes; some None; in steps 1, 2, 4 some not finite."""
     torch.manual_seed(step)
     grads: Grads = []
     for i, param in enumerate(params):
