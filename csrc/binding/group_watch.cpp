@@ -67,7 +67,7 @@ bool GroupWatch::read_tensor_rates() {
   for (const size_t g : tensor_rates_) {
     const at::Tensor& tensor = THPVariable_Unpack(get_item(groups_[g].group, keys().lr));
     if (!tensor.is_cpu() || tensor.numel() != 1) return false;
-    const double rate = tensor.item().toDouble();
+    const double rate = tensor.item<double>();
     if (rate != rates_[g] && !accept_rate(g, rate)) return false;
   }
   return true;

@@ -3,7 +3,7 @@
 // A worker draws `items_per_draw` items at once, in list order, from one counter. An item is a part of a tensor: NORM
 // adds up its squares, UPDATE waits for the coefficient that its tensor's (or, with `wait_for_all`, every tensor's)
 // norms give. A draw of both kinds belongs to its worker until its update is done; how long that may wait, and why no
-// number of workers can wait for ever, is the backend's to say (cuda/engine.cuh, cpu/worker.cpp).
+// number of workers can wait for ever, is the backend's to say (cuda/producer.cuh, cpu/worker.cpp).
 #pragma once
 
 #include <algorithm>
@@ -42,7 +42,7 @@ enum class PlanOrder { kInTurn, kRetaining };
 struct PlanOptions {
   int64_t part_elements;   // a power of two of leaves
   int64_t items_per_draw;  // a power of two
-  bool wait_for_all;       // every norm before the first write: global clipping, null steps
+  bool wait_for_all;       // every norm before the first write: global clipping, null steps, steps that find infinities
   PlanOrder order;
   int64_t retained_draws = 0;  // how many draws' gradients all workers keep together
 };

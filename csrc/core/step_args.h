@@ -105,7 +105,7 @@ BERTADAM_HD Unscaling unscaling(const ScalerArgs& scaler) {
 
 // Of a step that waits for all norms, from the sum of all squares: a code where it leaves everything as it is, else 0.
 BERTADAM_HD float code_of_step(const StepArgs& args, const Unscaling& unscale, double sum_of_squares) {
-  const bool found_inf = args.scaler.finds_inf != nullptr && !(sum_of_squares < HUGE_VAL);
+  const bool found_inf = args.scaler.finds_inf != nullptr && !all_finite(sum_of_squares);
   if (unscale.skips_step || found_inf) return kSkipped;
   return args.skip_if_all_zero && sum_of_squares == 0.0 ? kNullStep : 0.0f;
 }

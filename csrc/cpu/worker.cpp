@@ -88,7 +88,7 @@ struct Step {
   void finish_all_norms(double total) const {
     const double total_norm = gradient_norm(total, unscale);
     *args.statistics.total_norm = total_norm;
-    if (args.scaler.finds_inf != nullptr) *args.scaler.finds_inf = total < HUGE_VAL ? 0.0f : 1.0f;
+    if (args.scaler.finds_inf != nullptr) *args.scaler.finds_inf = all_finite(total) ? 0.0f : 1.0f;
     const float code = code_of_step(args, unscale, total);
     if (args.clip_by_total_norm) {
       for (uint32_t i = 0; i < args.n_groups; ++i) publish(i, code < 0.0f ? code : coefficient(i, total_norm));

@@ -131,7 +131,7 @@ class NormTrees {
     const double total_norm = gradient_norm(total, unscale_);
     if (lane_id() == 0) {
       *args_.statistics.total_norm = total_norm;
-      if (args_.scaler.finds_inf != nullptr) *args_.scaler.finds_inf = total < HUGE_VAL ? 0.0f : 1.0f;
+      if (args_.scaler.finds_inf != nullptr) *args_.scaler.finds_inf = all_finite(total) ? 0.0f : 1.0f;
     }
     if (args_.clip_by_total_norm) {
       for (uint32_t i = lane_id(); i < args_.n_groups; i += 32) {

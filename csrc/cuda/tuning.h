@@ -13,11 +13,11 @@ constexpr int kPartElements = kLeafElements;
 constexpr int kItemsPerDraw = 4;
 constexpr int kChunkElements = kItemsPerDraw * kPartElements;
 
-// Vectors of four elements that a lane loads of each array before it works on the previous ones. Sixteen warps with two
-// vectors have as many loads in flight, but fewer registers, and spill: 3421 / 3875 us.
+// Vectors of four elements that a lane loads of each array before it works on the previous ones, and the warps that do.
+// Sixteen warps with two vectors have as many loads in flight, but fewer registers, and spill: 3421 / 3875 us. To have
+// L2 fetch a draw's parameters and states ahead of the warps (cp.async.bulk.prefetch.L2) loses: one draw ahead 3431 us
+// beside 3258, two 4215.
 constexpr int kUpdateWarps = 8;
-// To have L2 fetch a draw's parameters and states ahead of the warps (cp.async.bulk.prefetch.L2) loses: one draw ahead
-// 3431 us beside 3258, two 4215.
 constexpr int kVectors = 4;
 
 // The norm warps sit on other schedulers than the producer (warp index mod 4), since converting to double is what

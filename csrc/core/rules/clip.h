@@ -15,6 +15,9 @@ namespace bertadam {
 constexpr float kSkipped = -1.0f;   // leave everything as it is and count the skip
 constexpr float kNullStep = -2.0f;  // leave everything as it is: a step that does not count
 
+// From a sum of squares, or its root: squares of finite floats neither overflow nor vanish in double.
+BERTADAM_HD bool all_finite(double sum_of_squares) { return sum_of_squares < HUGE_VAL; }
+
 // A scaler's wishes. Where the scale is no positive number, or a float cannot hold 1 / scale, nothing is updated.
 struct Unscaling {
   double inverse_scale;
@@ -46,8 +49,7 @@ BERTADAM_HD float unclipped_coefficient(const Unscaling& unscale) {
 // `norm`: see gradient_norm.
 BERTADAM_HD float clip_coefficient(double norm, double max_grad_norm, bool skip_nonfinite, const Unscaling& unscale) {
   if (unscale.skips_step) return kSkipped;
-  // Squares of finite floats neither overflow nor vanish in double: the norm is finite exactly if all elements are.
-  if (skip_nonfinite && !(norm < HUGE_VAL)) return kSkipped;
+  if (skip_nonfinite && !all_finite(norm)) return kSkipped;
   const double coefficient = max_grad_norm > 0.0 ? max_grad_norm / (norm + 1e-6) : 1.0;
   return static_cast<float>((coefficient >= 1.0 ? 1.0 : coefficient) * unscale.inverse_scale);  // a NaN stays a NaN
 }
