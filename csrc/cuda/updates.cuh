@@ -71,6 +71,15 @@ __device__ __forceinline__ void count_skipped(const Statistics& statistics) {
   atomicAdd(reinterpret_cast<unsigned long long*>(statistics.n_skipped), 1ull);
 }
 
+// What is done once for a tensor. The step of a large one is still read by others: see finish_step.
+__device__ __forceinline__ void finish_tensor(const StepArgs& args, const Part& part, const PartScalars& scalars,
+                                              float coefficient) {
+  const Statistics& statistics = args.statistics;
+  if (part.needs_norm) statistics.coefficients[part.tensor] = without_unscaling(coefficient, unscaling(args.scaler));
+  if (coefficient == kSkipped) count_skipped(statistics);
+  if (part.step != nullptr && !(coefficient < 0.0f)) *part.step = scalars.step + 1.0f;
+}
+
 template <class Rule, class Types>
 struct Update {
   struct Loaded {
