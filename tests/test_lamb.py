@@ -50,12 +50,12 @@ def test_steps_are_those_of_the_reference(settings: Settings) -> None:
 @pytest.mark.filterwarnings("ignore:.*t_total")
 @pytest.mark.parametrize("clip", ["global", "per_tensor"])
 @pytest.mark.parametrize("pre_normalize", ["clip", "always"])
-@pytest.mark.parametrize("max_grad_norm", [1e-3, 1.0, 1e3])
-def test_a_hundred_steps_are_those_of_the_reference(
-    clip: str, pre_normalize: str, max_grad_norm: float
+@pytest.mark.parametrize(("max_grad_norm", "n_steps"), [(1.0, 100), (1e-3, 15), (1e3, 15)])
+def test_many_steps_are_those_of_the_reference(
+    clip: str, pre_normalize: str, max_grad_norm: float, n_steps: int
 ) -> None:
     settings = {"clip": clip, "pre_normalize": pre_normalize, "max_grad_norm": max_grad_norm}
-    compare(LambBeside(three_groups(settings), lr=0.01, **settings), 100)
+    compare(LambBeside(three_groups(settings), lr=0.01, **settings), n_steps)
 
 
 class WithoutRatio(LambBeside):
