@@ -50,7 +50,7 @@ def _restore_isa() -> Iterator[None]:
 @pytest.mark.usefixtures("_restore_isa")
 def test_instruction_sets_and_workers_give_the_same_bits(settings: dict[str, Any]) -> None:
     params = odd_params()
-    settings = {**settings, "n_steps": 3}
+    settings = {**settings, "n_steps": 2}
     expected = run(params, "cpu", workers=1, **settings)
     for isa in _C.cpu_isas():
         _C.set_cpu_isa(isa)
@@ -84,7 +84,7 @@ def test_another_setting_gives_other_bits(mode: str, change: dict[str, Any]) -> 
 def test_mixtures_of_types_give_the_bits_of_the_cpu(
     kind: type[Twin], storage: str, device: str, workers: int
 ) -> None:
-    params, settings = mixture(storage), {"kind": kind, "n_steps": 3, **STORAGES[storage]}
+    params, settings = mixture(storage), {"kind": kind, "n_steps": 2, **STORAGES[storage]}
     expected = run_mixed(params, "cpu", DTYPES, **settings)
     assert same(run_mixed(params, device, DTYPES, workers=workers, **settings), expected)
 
