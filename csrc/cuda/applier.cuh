@@ -44,7 +44,7 @@ class Applier {
   };
 
   __device__ void take(const Draw& draw) {
-    load(draw.parts[0]);
+    load(a_, draw.parts[0], 0);
     Scales scales;
     if (!wait_for_ratios(draw, scales)) {
       postpone(draw.index);
@@ -55,42 +55,46 @@ class Applier {
       const float coefficient = __shfl_sync(kFullWarp, scales.coefficient, index);
       const float ratio = __shfl_sync(kFullWarp, scales.ratio, index);
       const Part& part = draw.parts[index];
-      const Part& next = draw.parts[index + 1 < kItemsPerDraw ? index + 1 : index];
-      if (part.has_grad && !(coefficient < 0.0f)) {
-        apply(part, draw.scalars[index], ratio, index, next);
-      } else {
-        load(next);
+      const bool applies = part.has_grad && !(coefficient < 0.0f);
+      if (applies) {
+        load(b_, part, kHalf);
+        apply(a_, part, draw.scalars[index], ratio, index, 0);
       }
+      if (index + 1 < kItemsPerDraw) load(a_, draw.parts[index + 1], 0);
+      if (applies) apply(b_, part, draw.scalars[index], ratio, index, kHalf);
       if (part.has_grad && part.index == 0 && lane_id() == 0) {
         finish_tensor(args_, part, draw.scalars[index], coefficient);
       }
     }
   }
 
-  __device__ __forceinline__ void load(const Part& part) {
+  // While it works on half of a leaf, the next half is read.
+  static constexpr int kHalf = kLeafRows / 2;
+  using Rows = Four<Rule, Types>[kHalf];
+
+  __device__ __forceinline__ static void load(Rows& rows, const Part& part, int first) {
     if (!part.has_grad) return;
 #pragma unroll
-    for (int row = 0; row < kLeafRows; ++row) rows_[row].load(part, element(row), Rule::kApplyMovesStates);
+    for (int r = 0; r < kHalf; ++r) rows[r].load(part, element(first + r), Rule::kApplyMovesStates, pass_through_l2());
   }
 
-  // While it works on a part, the next one is read.
-  __device__ __forceinline__ void apply(const Part& part, const PartScalars& scalars, float ratio, int index,
-                                        const Part& next) {
+  __device__ __forceinline__ void apply(Rows& rows, const Part& part, const PartScalars& scalars, float ratio,
+                                        int index, int first) {
     typename Types::template Kept<GroupScalars> group = block_.tables.groups[part.group];
     TensorScalars tensor = scalars.values;
     tensor.lr *= ratio;
     const RandomBits bits{args_.rounding_seed, scalars.ordinal, static_cast<uint32_t>(scalars.step)};
     const auto* const updates = reinterpret_cast<const float*>(block_.ring.room(here_.slot, index));
 #pragma unroll
-    for (int row = 0; row < kLeafRows; ++row) {
+    for (int r = 0; r < kHalf; ++r) {
+      const int i = element(first + r);
       float update[4];
-      load_four_from_slot(update, updates + element(row));
-      rows_[row].template visit<true, Rule::kApplyMovesStates>(part, element(row), bits, update,
-                                                               [&](auto&, float u, float& p, auto& states) {
-                                                                 p = Rule::apply(group, tensor, u, p, states);
-                                                                 return 0.0f;
-                                                               });
-      if (next.has_grad) rows_[row].load(next, element(row), Rule::kApplyMovesStates);
+      load_four_from_slot(update, updates + i);
+      rows[r].template visit<true, Rule::kApplyMovesStates>(part, i, bits, update,
+                                                            [&](auto&, float u, float& p, auto& states) {
+                                                              p = Rule::apply(group, tensor, u, p, states);
+                                                              return 0.0f;
+                                                            });
     }
   }
 
@@ -133,7 +137,7 @@ class Applier {
   const Block& block_;
   const StepArgs& args_;
   Cursor here_;
-  Four<Rule, Types> rows_[kLeafRows];  // of the next part
+  Rows a_, b_;
 };
 
 }  // namespace bertadam::cuda

@@ -11,8 +11,7 @@
 namespace bertadam::cuda {
 
 static_assert(kUpdateWarps == 2 * kItemsPerDraw, "a leaf in every second draw");
-static_assert(kLeafRows == 2 * kVectors, "the second half of a leaf is read ahead during the first");
-constexpr int kRowElements = 128;
+static_assert(kLeafRows % (2 * kRowsAhead) == 0, "a leaf begins with the same registers");
 
 template <class Rule, class Types>
 class SurveyWarp {
@@ -45,8 +44,7 @@ class SurveyWarp {
   __device__ void work(const Draw& draw) {
     const Part& part = draw.parts[leaf_];
     const bool surveys = (draw.kinds & kSurvey) != 0;
-    const float coefficient = part.waits ? wait_for(&args_.workspace.coefficients[part.coefficient])
-                                         : unclipped_coefficient(unscaling(args_.scaler));
+    const float coefficient = coefficient_of(part);
     block_.ring.ready[here_.slot].wait(here_.parity);
     const PartScalars& scalars = draw.scalars[leaf_];
     if (coefficient < 0.0f) {
@@ -108,28 +106,37 @@ class SurveyWarp {
     });
   }
 
-  // Calls `work` for every row; while it works on one, the half of a leaf behind it is read, of the next leaf as well.
+  // Calls `work` for every row. While it works on some, the next ones are read, of the next leaf as well.
   template <class Work>
   __device__ __forceinline__ void rows(const Part& part, bool with_states, Work work) {
-    const int first = 4 * lane_id();
-    if (!is_loaded_) {
-#pragma unroll
-      for (int v = 0; v < kVectors; ++v) window_[v].load(part, first + v * kRowElements, with_states);
-    }
+    if (!is_loaded_) load(a_, part, 0, with_states);
     const Part* next = &part;
 #pragma unroll 1
-    for (int half = 0; half < 2; ++half) {
-      if (half == 1) next = next_part();
-#pragma unroll
-      for (int v = 0; v < kVectors; ++v) {
-        const int i = first + (half * kVectors + v) * kRowElements;
-        work(window_[v], i);
-        constexpr int kHalf = kVectors * kRowElements;
-        if (next != nullptr) window_[v].load(*next, half == 0 ? i + kHalf : i - kHalf, with_states);
-      }
+    for (int row = 0; row < kLeafRows; row += 2 * kRowsAhead) {
+      load(b_, part, row + kRowsAhead, with_states);
+      visit(a_, row, work);
+      const bool ends = row + 2 * kRowsAhead == kLeafRows;
+      if (ends) next = next_part();
+      if (next != nullptr) load(a_, *next, ends ? 0 : row + 2 * kRowsAhead, with_states);
+      visit(b_, row + kRowsAhead, work);
     }
     is_loaded_ = next != nullptr;
   }
+
+  using Rows = Four<Rule, Types>[kRowsAhead];
+
+  __device__ __forceinline__ static void load(Rows& rows, const Part& part, int row, bool with_states) {
+#pragma unroll
+    for (int r = 0; r < kRowsAhead; ++r) rows[r].load(part, element(row + r), with_states, keep_in_l2());
+  }
+
+  template <class Work>
+  __device__ __forceinline__ static void visit(Rows& rows, int row, Work work) {
+#pragma unroll
+    for (int r = 0; r < kRowsAhead; ++r) work(rows[r], element(row + r));
+  }
+
+  __device__ static int element(int row) { return row * kLeafAccumulators + 4 * lane_id(); }
 
   // Of this warp's next draw, if that is here and may be read: an update only if its states are known to be.
   __device__ const Part* next_part() const {
@@ -152,6 +159,16 @@ class SurveyWarp {
     });
   }
 
+  // The look that it takes is half a microsecond; in most steps all tensors share a few coefficients.
+  __device__ float coefficient_of(const Part& part) {
+    if (!part.waits) return unclipped_coefficient(unscaling(args_.scaler));
+    if (known_index_ != part.coefficient) {
+      known_ = wait_for(&args_.workspace.coefficients[part.coefficient]);
+      known_index_ = part.coefficient;
+    }
+    return known_;
+  }
+
   __device__ float wait_for(const uint64_t* address) const {
     uint64_t word;
     do {
@@ -164,9 +181,11 @@ class SurveyWarp {
   const StepArgs& args_;
   const int which_, leaf_;
   Cursor here_{0};
-  Four<Rule, Types> window_[kVectors];  // rows that are read ahead
-  bool is_loaded_ = false;              // the first half of the leaf to come is
+  Rows a_, b_;                          // read ahead
+  bool is_loaded_ = false;              // `a_`, with the first rows of the leaf to come
   uint32_t recalled_ = kNoTensor;       // the last tensor whose updates were recalled
+  uint32_t known_index_ = 0xffffffffu;  // of the last coefficient
+  float known_ = 0.0f;
 };
 
 }  // namespace bertadam::cuda

@@ -30,6 +30,7 @@ constexpr int kThreads = 32 * (kFirstNormWarp + kNormWarps);
 
 // With a trust ratio the update warps survey; of the norm warps one adds up, the others apply.
 constexpr int kAppliers = kNormWarps - 1;
+constexpr int kRowsAhead = 2;  // rows of 128 elements that a surveying warp reads while it works on as many
 
 // A block of the kernel without norms takes a draw in one go.
 constexpr int kPlainThreads = kChunkElements / (4 * kVectors);
