@@ -171,6 +171,18 @@ def test_a_learning_rate_in_a_tensor_is_read_at_every_step(shape: tuple[int, ...
     assert ours.param_groups[0]["lr"] is rate
 
 
+def test_a_number_may_take_the_place_of_a_tensor() -> None:
+    param, twin = one_parameter(), one_parameter()
+    ours, theirs = Adam([param], lr=torch.tensor(0.5)), Adam([twin], lr=0.5)
+    for lr in (0.5, 0.25, torch.tensor(0.75), 0.125):
+        ours.param_groups[0]["lr"] = lr
+        theirs.param_groups[0]["lr"] = float(lr)
+        for _ in range(2):
+            ours.step()
+            theirs.step()
+            assert torch.equal(param, twin), lr
+
+
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
 def test_a_bad_value_written_into_the_tensor_is_refused(value: float) -> None:
     param = one_parameter()

@@ -98,8 +98,9 @@ bool GroupWatch::same_items() {
   return true;
 }
 
+// A number that takes the place of a tensor is looked at anew: `tensor_rates_` has its group.
 bool GroupWatch::accept_rate(size_t index, Item& item, PyObject* value) {
-  if (!accept_rate(index, rate_of(value))) return false;
+  if (THPVariable_Check(item.value.ptr()) || !accept_rate(index, rate_of(value))) return false;
   item.value = py::reinterpret_borrow<py::object>(value);
   return true;
 }
