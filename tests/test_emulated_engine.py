@@ -89,6 +89,11 @@ MUTATIONS = {
         "kMasterWord = kReadsParam ? 2 : 0;",
         "kMasterWord = 0;",
     ),
+    "reads no learning rate in memory": (
+        "core/scalars.h",
+        "if (lr_float64 != nullptr) return *lr_float64;",
+        "",
+    ),
     "forgets what it postponed": (
         "cuda/producer.cuh",
         "    for (uint32_t draw; resumes(draw);) {",

@@ -21,6 +21,19 @@ struct KernelArgs {
 };
 static_assert(sizeof(KernelArgs) <= 32764, "the limit of kernel parameters");
 
+// The same for a node of a CUDA graph, with groups and gradients on the device. Drivers take kernels with more than 4
+// KB of arguments, graphs of them not always: adding such a node crashed with CUDA 12 (openxla/xla#19252), and torch's
+// multi_tensor_apply avoided them while a stream captures.
+struct GraphArgs {
+  StepArgs step;
+  uint32_t n_slots;
+};
+static_assert(sizeof(GraphArgs) <= 4096, "the limit of old kernel parameters");
+
+__device__ __forceinline__ Tables tables_of(const GraphArgs& args) {
+  return {args.step, args.step.groups, args.step.grads};
+}
+
 __device__ __forceinline__ Tables tables_of(const KernelArgs& args) {
   const auto* const groups = args.step.groups ? args.step.groups : reinterpret_cast<const GroupScalars*>(args.table);
   const auto* const grads =
@@ -45,8 +58,8 @@ __device__ __forceinline__ void finish_step(const Tables& tables, uint32_t epoch
   if (threadIdx.x == 0) *args.workspace.counters = Counters{0, 0, epoch, 0, 0};
 }
 
-template <class Rule, class Types>
-__global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant__ KernelArgs args) {
+template <class Rule, class Types, class Args = KernelArgs>
+__global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant__ Args args) {
   extern __shared__ __align__(128) unsigned char memory[];
   __shared__ double scratch[kThreads / 32][kLeaves];
   __shared__ bool is_last;
@@ -80,8 +93,8 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
 }
 
 // A block for each draw of a list without norms.
-template <class Rule, class Types>
-__global__ void __launch_bounds__(kPlainThreads) update_kernel(const __grid_constant__ KernelArgs args) {
+template <class Rule, class Types, class Args = KernelArgs>
+__global__ void __launch_bounds__(kPlainThreads) update_kernel(const __grid_constant__ Args args) {
   __shared__ bool is_last;
   const Tables tables = tables_of(args);
   Counters& counters = *args.step.workspace.counters;
@@ -118,7 +131,8 @@ __global__ void __launch_bounds__(kPlainThreads) update_kernel(const __grid_cons
 
 template <class Rule, class Types>
 Instance instance() {
-  return {step_kernel<Rule, Types>, update_kernel<Rule, Types>, Types::kMostGradBytes};
+  return {step_kernel<Rule, Types>, update_kernel<Rule, Types>, step_kernel<Rule, Types, GraphArgs>,
+          update_kernel<Rule, Types, GraphArgs>, Types::kMostGradBytes};
 }
 
 }  // namespace bertadam::cuda

@@ -6,13 +6,16 @@
 namespace bertadam::cuda {
 
 struct KernelArgs;
+struct GraphArgs;
 
 using Kernel = void (*)(KernelArgs);
+using GraphKernel = void (*)(GraphArgs);  // the same for a node of a graph
 
 // For some types of parameters, masters and gradients.
 struct Instance {
-  Kernel step;          // with norms
-  Kernel update;        // without
+  Kernel step;    // with norms
+  Kernel update;  // without
+  GraphKernel graph_step, graph_update;
   uint32_t grad_bytes;  // room in the ring for an element
 };
 

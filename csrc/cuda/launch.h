@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/step_args.h"
+#include "cuda/captured.h"
 
 namespace bertadam::cuda {
 
@@ -51,6 +52,13 @@ class Launcher {
 };
 
 bool is_capturing(void* stream);
+
+// Loads the kernels that graphs of tensors of these types take: who captures them can wait for no loading.
+int prepare_capture(int device, uint32_t types);
+
+// A launch into the graph that `stream` captures: one node. What the graph needs beside the caller's tensors is added
+// to `memory`; the scratch that `args` names is used by nobody else.
+int capture_adam(const StepArgs& args, const StepTables& tables, uint32_t types, void* stream, CapturedMemory& memory);
 
 const char* error_string(int error);
 

@@ -84,6 +84,8 @@ struct Problem {
   std::vector<int64_t> sizes;
   std::vector<uint32_t> codes, group_of;
   std::vector<GroupScalars> groups;
+  float lr_float32 = 0.0f;  // of the first group, and of the second one, for a step that reads them
+  double lr_float64 = 0.0;
   std::vector<double> multipliers{0.0, 0.5, 1.0, 0.25};
   std::vector<BiasCorrection> corrections{{10.0, 1000.0}, {5.3, 500.0}, {3.7, 333.0}};
   Side gpu, cpu;
@@ -138,7 +140,7 @@ struct Problem {
 
   GroupScalars group(int g) {
     GroupScalars s{};
-    s.lr = mode.null_step ? 0.0 : 0.01 * (g + 1);
+    s.lr = mode.null_step ? 0.0 : g == 0 ? 0.01f : 0.02;  // one is a float
     s.max_grad_norm = mode.max_grad_norm;
     s.beta1 = split(0.9);
     s.one_minus_beta1 = split(1.0 - 0.9);
@@ -155,6 +157,16 @@ struct Problem {
       s.n_corrections = static_cast<int64_t>(corrections.size());
     }
     return s;
+  }
+
+  std::vector<GroupScalars> with_lr_in_memory() {
+    std::vector<GroupScalars> moved = groups;
+    lr_float32 = static_cast<float>(groups[0].lr);
+    lr_float64 = groups[1].lr;
+    moved[0].lr_float32 = &lr_float32;
+    moved[1].lr_float64 = &lr_float64;
+    moved[0].lr = moved[1].lr = NAN;
+    return moved;
   }
 
   // A step on both sides. What differs, or nothing.
@@ -188,7 +200,8 @@ struct Problem {
       for (size_t i = 0; i < sizes.size(); ++i) {
         rows.push_back(pointers[i] == nullptr ? TensorRow{} : side->tensors[i].row(codes[i], static_cast<uint32_t>(i)));
       }
-      const StepArgs args = side->args(mode, rows, groups, pointers, scaler);
+      const std::vector<GroupScalars> read = side == &gpu && number == 1 ? with_lr_in_memory() : groups;
+      const StepArgs args = side->args(mode, rows, read, pointers, scaler);
       if (side == &cpu) {
         cpu::worker(RuleId::kAdam, 0)(args);
       } else {
