@@ -73,7 +73,7 @@ def test_foreach_and_fused_have_no_effect(flag: str) -> None:
         ({"weight_decay": -0.1}, ValueError, "weight_decay is -0.1"),
         ({"amsgrad": 1}, TypeError, "amsgrad is 1, expected True or False"),
         ({"maximize": 1}, TypeError, "maximize is 1"),
-        ({"capturable": True}, ValueError, "capturable is True, which is not supported yet"),
+        ({"capturable": None}, ValueError, "capturable is None, expected one of False, True"),
         ({"differentiable": True}, ValueError, "differentiable=True is not supported"),
         ({"clip": "norm"}, ValueError, "clip is 'norm', expected one of 'per_tensor', 'global'"),
         ({"schedule": "sine"}, ValueError, "sine"),
