@@ -7,45 +7,11 @@
 
 #include "cuda/engine.cuh"
 #include "cuda/kernels.h"
+#include "cuda/runtime.cuh"
 
 namespace bertadam::cuda {
 
-#define BERTADAM_RETURN_IF_ERROR(call)              \
-  do {                                              \
-    const cudaError_t error_ = (call);              \
-    if (error_ != cudaSuccess) return take(error_); \
-  } while (false)
-
 namespace {
-
-// The runtime remembers a failure until it is read; the caller gets it, nobody else should.
-int take(cudaError_t error) {
-  cudaGetLastError();
-  return static_cast<int>(error);
-}
-
-// The statically linked runtime has a current device of its own.
-class DeviceScope {
- public:
-  explicit DeviceScope(int device) {
-    error_ = cudaGetDevice(&previous_);
-    if (error_ == cudaSuccess && previous_ != device) {
-      error_ = cudaSetDevice(device);
-      restore_ = error_ == cudaSuccess;
-    }
-  }
-  ~DeviceScope() {
-    if (restore_) cudaSetDevice(previous_);
-  }
-  DeviceScope(const DeviceScope&) = delete;
-  DeviceScope& operator=(const DeviceScope&) = delete;
-  cudaError_t error() const { return error_; }
-
- private:
-  cudaError_t error_;
-  int previous_ = 0;
-  bool restore_ = false;
-};
 
 Instance adam(uint32_t types) {
   switch (types) {
@@ -72,36 +38,91 @@ Instance lamb(uint32_t types) {
 
 Instance instance_of(RuleId rule, uint32_t types) {
   switch (rule) {
+    case RuleId::kAdam:
+      return adam(types);
+    case RuleId::kAmsgrad:
+      return amsgrad_any();
     case RuleId::kLamb:
       return lamb(types);
     case RuleId::kLars:
-      return lars_any();
-    default:
-      return adam(types);
+      break;
   }
+  return lars_any();
 }
 
 size_t ring_bytes(const Instance& instance, const RingShape& shape) {
   return shape.n_slots * RingMemory::slot_bytes(instance.grad_bytes);
 }
 
-int find_ring_shape(int device, RuleId rule, uint32_t types, RingShape* shape) {
-  const Instance instance = instance_of(rule, types);
+// Allows `step`, a kernel of the rule's instance, as much shared memory as the ring takes.
+int find_ring_shape(int device, RuleId rule, const Instance& instance, const void* step, RingShape* shape) {
   int multiprocessors = 0;
   int shared_bytes = 0;
   BERTADAM_RETURN_IF_ERROR(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
   BERTADAM_RETURN_IF_ERROR(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  const auto* const kernel = reinterpret_cast<const void*>(instance.step);
   cudaFuncAttributes attributes;
-  BERTADAM_RETURN_IF_ERROR(cudaFuncGetAttributes(&attributes, kernel));
+  BERTADAM_RETURN_IF_ERROR(cudaFuncGetAttributes(&attributes, step));
   const size_t available = static_cast<size_t>(shared_bytes) - attributes.sharedSizeBytes;
   const auto n_slots = static_cast<uint32_t>(available / RingMemory::slot_bytes(instance.grad_bytes));
   const uint32_t passing = rule_info(rule).has_trust_ratio ? kSlotsInSurvey : kSlotsInPassage;
   *shape = {multiprocessors, n_slots, n_slots > passing ? n_slots - passing : 1};
   if (n_slots < kNormWarps) return static_cast<int>(cudaErrorInvalidConfiguration);  // each has one
-  BERTADAM_RETURN_IF_ERROR(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+  BERTADAM_RETURN_IF_ERROR(cudaFuncSetAttribute(step, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                 static_cast<int>(ring_bytes(instance, *shape))));
   return 0;
+}
+
+// Groups first, then gradients.
+struct StepTable {
+  explicit StepTable(const StepTables& tables)
+      : tables(tables),
+        groups_size(tables.groups.size() * sizeof(GroupScalars)),
+        size(groups_size + tables.grads.size() * sizeof(void*)) {}
+
+  void write(unsigned char* to) const {
+    std::memcpy(to, tables.groups.data(), groups_size);
+    std::memcpy(to + groups_size, tables.grads.data(), size - groups_size);
+  }
+  void point(StepArgs& args, const unsigned char* on_device) const {
+    args.groups = reinterpret_cast<const GroupScalars*>(on_device);
+    args.grads = reinterpret_cast<const void* const*>(on_device + groups_size);
+  }
+
+  const StepTables& tables;
+  const size_t groups_size, size;
+};
+
+// The kernels of one step.
+struct Kernels {
+  const void* step;
+  const void* update;  // where there are no norms; null: the same
+  uint32_t update_threads;
+};
+Kernels eager_kernels(const Instance& instance) {
+  return {reinterpret_cast<const void*>(instance.step), reinterpret_cast<const void*>(instance.update),
+          instance.update_threads};
+}
+Kernels graph_kernels(const Instance& instance) {
+  return {reinterpret_cast<const void*>(instance.graph_step), reinterpret_cast<const void*>(instance.graph_update),
+          instance.update_threads};
+}
+
+// `args`: of the kernels. `n_blocks`: where there are norms.
+template <class Args>
+int launch_kernel(const Kernels& kernels, Args& args, uint32_t n_blocks, size_t shared_bytes, cudaStream_t stream) {
+  void* parameters[] = {&args};
+  if (!args.step.has_norms && kernels.update != nullptr) {
+    BERTADAM_RETURN_IF_ERROR(
+        cudaLaunchKernel(kernels.update, dim3(args.step.n_draws), dim3(kernels.update_threads), parameters, 0, stream));
+    return 0;
+  }
+  BERTADAM_RETURN_IF_ERROR(
+      cudaLaunchKernel(kernels.step, dim3(n_blocks), dim3(kThreads), parameters, shared_bytes, stream));
+  return 0;
+}
+
+uint32_t blocks_of(const RingShape& shape, const StepArgs& args) {
+  return std::min(static_cast<uint32_t>(shape.blocks), args.n_draws);
 }
 
 }  // namespace
@@ -129,6 +150,7 @@ class Launcher::StagedTable {
   int begin(size_t size, unsigned char** host) {
     Buffer& buffer = buffers_[next_];
     if (buffer.capacity < size) {
+      const RelaxedCapture relaxed;  // another thread may be capturing
       if (buffer.device) cudaFree(buffer.device);
       if (buffer.host) cudaFreeHost(buffer.host);
       buffer.device = buffer.host = nullptr;
@@ -171,6 +193,7 @@ Launcher::Launcher(int device)
 
 Launcher::~Launcher() {
   const DeviceScope scope(device_);
+  const RelaxedCapture relaxed;  // the garbage collector may call during a capture
   rows_.reset();
   step_table_.reset();
 }
@@ -180,7 +203,7 @@ int Launcher::launch(StepArgs args, const StepTables& tables, RuleId rule, uint3
   BERTADAM_RETURN_IF_ERROR(scope.error());
   const Instance instance = instance_of(rule, types);
   if (shape_.blocks == 0 || types != types_) {
-    if (const int error = find_ring_shape(device_, rule, types, &shape_)) return error;
+    if (const int error = find_ring_shape(device_, rule, instance, eager_kernels(instance).step, &shape_)) return error;
     types_ = types;
   }
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
@@ -198,48 +221,66 @@ int Launcher::launch(StepArgs args, const StepTables& tables, RuleId rule, uint3
   args.rows = reinterpret_cast<const TensorRow*>(rows);
 
   KernelArgs kernel_args;
-  const size_t groups_size = tables.groups.size() * sizeof(GroupScalars);
-  const size_t grads_size = tables.grads.size() * sizeof(void*);
-  unsigned char* table = kernel_args.table;
-  const bool is_inline = groups_size + grads_size <= sizeof(kernel_args.table);
-  if (!is_inline) {
-    if (const int error = step_table_->begin(groups_size + grads_size, &table)) return error;
-  }
-  std::memcpy(table, tables.groups.data(), groups_size);
-  std::memcpy(table + groups_size, tables.grads.data(), grads_size);
+  const StepTable step_table(tables);
   args.groups = nullptr;
   args.grads = nullptr;
-  if (!is_inline) {
+  if (step_table.size <= sizeof(kernel_args.table)) {
+    step_table.write(kernel_args.table);
+  } else {
+    unsigned char* host = nullptr;
     const unsigned char* on_device = nullptr;
+    if (const int error = step_table_->begin(step_table.size, &host)) return error;
+    step_table.write(host);
     if (const int error = step_table_->copy(cuda_stream, &on_device)) return error;
-    args.groups = reinterpret_cast<const GroupScalars*>(on_device);
-    args.grads = reinterpret_cast<const void* const*>(on_device + groups_size);
+    step_table.point(args, on_device);
     ++n_copies_;
   }
 
   kernel_args.step = args;
   kernel_args.n_slots = shape_.n_slots;
-  void* parameters[] = {&kernel_args};
-  if (!args.has_norms && instance.update != nullptr) {
-    const auto* const kernel = reinterpret_cast<const void*>(instance.update);
-    BERTADAM_RETURN_IF_ERROR(
-        cudaLaunchKernel(kernel, dim3(args.n_draws), dim3(kPlainThreads), parameters, 0, cuda_stream));
-    return 0;
-  }
-  const uint32_t n_blocks =
-      blocks > 0 ? static_cast<uint32_t>(blocks) : std::min(static_cast<uint32_t>(shape_.blocks), args.n_draws);
-  const auto* const kernel = reinterpret_cast<const void*>(instance.step);
-  BERTADAM_RETURN_IF_ERROR(
-      cudaLaunchKernel(kernel, dim3(n_blocks), dim3(kThreads), parameters, ring_bytes(instance, shape_), cuda_stream));
-  return 0;
+  const uint32_t n_blocks = blocks > 0 ? static_cast<uint32_t>(blocks) : blocks_of(shape_, args);
+  return launch_kernel(eager_kernels(instance), kernel_args, n_blocks, ring_bytes(instance, shape_), cuda_stream);
 }
 
-bool has_kernels(RuleId rule) { return rule != RuleId::kAmsgrad; }
+int prepare_capture(int device, RuleId rule, uint32_t types) {
+  const DeviceScope scope(device);
+  BERTADAM_RETURN_IF_ERROR(scope.error());
+  const Instance instance = instance_of(rule, types);
+  const Kernels kernels = graph_kernels(instance);
+  cudaFuncAttributes attributes;
+  if (kernels.update != nullptr) BERTADAM_RETURN_IF_ERROR(cudaFuncGetAttributes(&attributes, kernels.update));
+  RingShape shape;
+  return find_ring_shape(device, rule, instance, kernels.step, &shape);
+}
+
+int capture(const StepArgs& args, const StepTables& tables, RuleId rule, uint32_t types, void* stream,
+            CapturedMemory& memory) {
+  const DeviceScope scope(memory.device());
+  BERTADAM_RETURN_IF_ERROR(scope.error());
+  const Instance instance = instance_of(rule, types);
+  const Kernels kernels = graph_kernels(instance);
+  RingShape shape;
+  if (const int error = find_ring_shape(memory.device(), rule, instance, kernels.step, &shape)) return error;
+
+  GraphArgs graph_args{args, shape.n_slots};
+  const unsigned char* on_device = nullptr;
+  const size_t rows_size = tables.rows.size() * sizeof(TensorRow);
+  if (const int error = memory.add_copy(tables.rows.data(), rows_size, &on_device)) return error;
+  graph_args.step.rows = reinterpret_cast<const TensorRow*>(on_device);
+  const StepTable step_table(tables);
+  std::vector<unsigned char> on_host(step_table.size);
+  step_table.write(on_host.data());
+  if (const int error = memory.add_copy(on_host.data(), on_host.size(), &on_device)) return error;
+  step_table.point(graph_args.step, on_device);
+  return launch_kernel(kernels, graph_args, blocks_of(shape, args), ring_bytes(instance, shape),
+                       static_cast<cudaStream_t>(stream));
+}
 
 int ring_shape(int device, RuleId rule, uint32_t types, RingShape* shape) {
   const DeviceScope scope(device);
   BERTADAM_RETURN_IF_ERROR(scope.error());
-  return find_ring_shape(device, rule, types, shape);
+  const Instance instance = instance_of(rule, types);
+  return find_ring_shape(device, rule, instance, eager_kernels(instance).step, shape);
 }
 
 bool is_capturing(void* stream) {
