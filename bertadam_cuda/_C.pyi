@@ -21,6 +21,7 @@ def plan(
     wait_for_all: bool,
     in_turn: bool,
     retained_draws: int,
+    surveys: bool = False,
 ) -> dict[str, Any]: ...
 def sum_of_squares(grad: Tensor, chunk_elements: int) -> float: ...
 def clip_coefficient(
@@ -37,6 +38,11 @@ def philox4x32(
     counter: tuple[int, int, int, int], key: tuple[int, int]
 ) -> tuple[int, int, int, int]: ...
 def is_observed() -> bool: ...
+def is_capturing(device: torch.device) -> bool: ...
+
+class CapturedSteps:
+    @property
+    def n_launches(self) -> int: ...
 
 class StepPlan:
     workers: int
@@ -53,6 +59,7 @@ class StepPlan:
         master_weights: str | None,
         stochastic_rounding: bool,
         rounding_seed: int,
+        captured: CapturedSteps | None,
     ) -> None: ...
     def set_group(
         self,
@@ -65,11 +72,18 @@ class StepPlan:
         weight_decay: float,
         l2_decay: float = 0.0,
         max_grad_norm: float,
+        clip_epsilon: float = 1e-6,
+        normalizes_always: bool = False,
         maximize: bool,
+        grad_averaging: bool = True,
+        adapts: bool = False,
+        nesterov: bool = False,
+        momentum: float = 0.0,
+        trust_coefficient: float = 0.0,
         multipliers: Tensor,
         corrections: Tensor | None,
     ) -> None: ...
-    def set_lr(self, index: int, lr: float) -> None: ...
+    def set_lr(self, index: int, lr: float, on_device: Tensor | None) -> None: ...
     def configure(
         self, *, clip_by_total_norm: bool, skip_nonfinite: bool, group_needs_norm: list[bool]
     ) -> None: ...

@@ -50,9 +50,7 @@ def validate(
         if _on_device(group["lr"]):
             check_number(group["lr"].item(), "lr", where, least=0.0)
         check_number(group["max_grad_norm"], "max_grad_norm", where, finite=False)
-        for key in _FLAGS:
-            if not isinstance(group[key], bool):
-                raise TypeError(f"{where}: {key} is {group[key]!r}, expected True or False")
+        check_flags(group, _FLAGS, where)
         if group.get("differentiable"):
             raise ValueError(
                 f"{where}: differentiable=True is not supported: the step has no graph"
@@ -185,6 +183,13 @@ def check_shared_rates(
                 f"the file has {value} for it, another number than for the other; give every group "
                 "a tensor of its own"
             )
+
+
+def check_flags(group: dict[str, Any], keys: tuple[str, ...], where: str) -> None:
+    """Raise TypeError unless each of these settings is True or False."""
+    for key in keys:
+        if not isinstance(group[key], bool):
+            raise TypeError(f"{where}: {key} is {group[key]!r}, expected True or False")
 
 
 def check_number(

@@ -10,10 +10,12 @@ from backends import as_integers
 from bert_cases import draw_grads
 from torch import nn
 
-from bertadam_cuda import Adam, AdamW, BertAdam
+from bertadam_cuda import LAMB, LARS, Adam, AdamW, BertAdam
 
 STARTS = {"schedule_start", "bias_correction_start"}
-CLASSES: dict[str, Callable[..., Any]] = {"BertAdam": BertAdam, "Adam": Adam, "AdamW": AdamW}
+CLASSES: dict[str, Callable[..., Any]] = {
+    make.__name__: make for make in (BertAdam, Adam, AdamW, LAMB, LARS)
+}
 
 
 def assert_same_bits(ours: Any, theirs: Any) -> None:

@@ -45,7 +45,7 @@ def test_replays_are_steps(settings: dict[str, Any], storage: tuple[Any, dict[st
 
 @pytest.mark.parametrize("make", CLASSES.values(), ids=CLASSES)
 def test_every_class_is_captured(make: Callable[..., Any]) -> None:
-    pair = Pair(make, bias_correction=True, max_grad_norm=1.0, **SCHEDULE)
+    pair = Pair(make, max_grad_norm=1.0, **SCHEDULE)
     pair.warm_up()
     run(pair, pair.capture(), range(2, 8))
 

@@ -45,16 +45,24 @@ ScratchLayout WorkList::scratch_layout() const {
   offsets.arrivals = offsets.nodes + padded(n_nodes * node_bytes);
   offsets.coefficients = offsets.arrivals + padded(n_nodes * sizeof(uint32_t));
   offsets.postponed = offsets.coefficients + padded(n_coefficients_ * sizeof(uint64_t));
-  offsets.end = offsets.postponed + padded(n_draws() * sizeof(uint64_t));
+  const size_t n_surveyed = plan_.surveys ? n_nodes : 0;
+  offsets.survey_nodes = offsets.postponed + padded(n_draws() * sizeof(uint64_t));
+  offsets.survey_arrivals = offsets.survey_nodes + padded(n_surveyed * 2 * node_bytes);
+  offsets.ratios = offsets.survey_arrivals + padded(n_surveyed * sizeof(uint32_t));
+  offsets.end = offsets.ratios + padded((plan_.surveys ? plan_.tensors.size() : 0) * sizeof(uint64_t));
   return offsets;
 }
 
 Workspace WorkList::workspace_at(unsigned char* scratch) const {
   const ScratchLayout offsets = scratch_layout();
-  return {reinterpret_cast<Counters*>(scratch), reinterpret_cast<double*>(scratch + offsets.nodes),
+  return {reinterpret_cast<Counters*>(scratch),
+          reinterpret_cast<double*>(scratch + offsets.nodes),
           reinterpret_cast<uint32_t*>(scratch + offsets.arrivals),
           reinterpret_cast<uint64_t*>(scratch + offsets.coefficients),
-          reinterpret_cast<uint64_t*>(scratch + offsets.postponed)};
+          reinterpret_cast<uint64_t*>(scratch + offsets.postponed),
+          reinterpret_cast<double*>(scratch + offsets.survey_nodes),
+          reinterpret_cast<uint32_t*>(scratch + offsets.survey_arrivals),
+          reinterpret_cast<uint64_t*>(scratch + offsets.ratios)};
 }
 
 Scratch& WorkList::scratch_of(void* stream) {

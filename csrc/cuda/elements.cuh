@@ -51,6 +51,10 @@ __device__ __forceinline__ void load_four_from_slot(float (&x)[4], const Element
   for (int i = 0; i < 4; ++i) x[i] = to_float(element_of<Element>(words, i));
 }
 
+__device__ __forceinline__ void store_four_to_slot(float* address, const float (&x)[4]) {
+  *reinterpret_cast<uint4*>(address) = {float_bits(x[0]), float_bits(x[1]), float_bits(x[2]), float_bits(x[3])};
+}
+
 template <class Element>
 __device__ __forceinline__ void store_four(Element* address, const Element (&x)[4]) {
   if constexpr (std::is_same_v<Element, float>) {

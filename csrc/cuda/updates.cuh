@@ -2,8 +2,8 @@
 #pragma once
 
 #include "core/rules/clip.h"
-#include "core/rules/descent.h"
 #include "core/rules/math.h"
+#include "core/rules/new_param.h"
 #include "cuda/elements.cuh"
 #include "cuda/parts.cuh"
 #include "cuda/ranged_math.cuh"
@@ -71,6 +71,15 @@ __device__ __forceinline__ void count_skipped(const Statistics& statistics) {
   atomicAdd(reinterpret_cast<unsigned long long*>(statistics.n_skipped), 1ull);
 }
 
+// What is done once for a tensor. The step of a large one is still read by others: see finish_step.
+__device__ __forceinline__ void finish_tensor(const StepArgs& args, const Part& part, const PartScalars& scalars,
+                                              float coefficient) {
+  const Statistics& statistics = args.statistics;
+  if (part.needs_norm) statistics.coefficients[part.tensor] = without_unscaling(coefficient, unscaling(args.scaler));
+  if (coefficient == kSkipped) count_skipped(statistics);
+  if (part.step != nullptr && !(coefficient < 0.0f)) *part.step = scalars.step + 1.0f;
+}
+
 template <class Rule, class Types>
 struct Update {
   struct Loaded {
@@ -120,7 +129,7 @@ struct Update {
         float states[Rule::kNumStates];
 #pragma unroll
         for (int k = 0; k < Rule::kNumStates; ++k) states[k] = loaded.states[k][v][j];
-        p[j] = descend(p[j], scalars.lr, Rule::update(math, group, scalars, g[j], p[j], states));
+        p[j] = new_param<Rule>(math, group, scalars, g[j], p[j], states);
 #pragma unroll
         for (int k = 0; k < Rule::kNumStates; ++k) loaded.states[k][v][j] = states[k];
       }
@@ -168,7 +177,7 @@ struct Update {
     for (int k = 0; k < Rule::kNumStates; ++k) states[k] = part.states[k][i];
     const auto updated = [&](float p) {
       const IeeeMath math;
-      return descend(p, scalars.lr, Rule::update(math, group, scalars, g, p, states));
+      return new_param<Rule>(math, group, scalars, g, p, states);
     };
     Types::with_storage(part.types, [&](auto storage) {
       using Storage = decltype(storage);
