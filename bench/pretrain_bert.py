@@ -109,6 +109,11 @@ def parser() -> argparse.ArgumentParser:
     )
     model.add_argument("--seed", type=int)
     model.add_argument("--eval-every", type=int, help="steps between held-out losses")
+    model.add_argument(
+        "--cuda-graph",
+        action="store_true",
+        help="capture an iteration in a CUDA graph, step included, and replay it (on a GPU)",
+    )
     rule = options.add_argument_group("optimizer")
     rule.add_argument("--optimizer", choices=OPTIMIZERS)
     rule.add_argument("--lr", type=float)
@@ -193,8 +198,11 @@ def launch(options: argparse.Namespace) -> int:
             checkpoint=options.checkpoint,
             resume=options.resume,
             stop_after=options.stop_after,
+            kind=kind_of_training(options),
         )
         return 0
+    if options.cuda_graph:
+        raise ValueError("pretrain_bert: --cuda-graph: not with --compare")
     pieces = (options.resume, options.checkpoint, options.stop_after)
     if any(value is not None for value in pieces):
         raise ValueError(
@@ -207,6 +215,13 @@ def launch(options: argparse.Namespace) -> int:
         return storage_comparison.compare(given, options.corpus, options.out)
     settings = complete(given)
     return comparison.compare(settings, options.corpus, options.out, options.reference_runs)
+
+
+def kind_of_training(options: argparse.Namespace) -> Any:
+    from graphed_training import GraphedTraining
+    from training import Training
+
+    return GraphedTraining if options.cuda_graph else Training
 
 
 def launch_profile(options: argparse.Namespace, given: dict[str, Any]) -> int:

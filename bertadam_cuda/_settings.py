@@ -119,13 +119,6 @@ def check_rate(group: dict[str, Any], where: str) -> None:
     check_number(lr, "lr", where, least=0.0)
 
 
-def check_flags(group: dict[str, Any], keys: tuple[str, ...], where: str) -> None:
-    """Raise TypeError unless each of these settings is True or False."""
-    for key in keys:
-        if not isinstance(group[key], bool):
-            raise TypeError(f"{where}: {key} is {group[key]!r}, expected True or False")
-
-
 def _check_device_rate(group: dict[str, Any], lr: Tensor, where: str) -> None:
     if not group["capturable"]:
         raise ValueError(
@@ -190,6 +183,13 @@ def check_shared_rates(
                 f"the file has {value} for it, another number than for the other; give every group "
                 "a tensor of its own"
             )
+
+
+def check_flags(group: dict[str, Any], keys: tuple[str, ...], where: str) -> None:
+    """Raise TypeError unless each of these settings is True or False."""
+    for key in keys:
+        if not isinstance(group[key], bool):
+            raise TypeError(f"{where}: {key} is {group[key]!r}, expected True or False")
 
 
 def check_number(

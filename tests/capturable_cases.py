@@ -14,11 +14,7 @@ from bertadam_cuda import LAMB, LARS, Adam, AdamW, BertAdam
 
 STARTS = {"schedule_start", "bias_correction_start"}
 CLASSES: dict[str, Callable[..., Any]] = {
-    "BertAdam": BertAdam,
-    "Adam": Adam,
-    "AdamW": AdamW,
-    "LAMB": LAMB,
-    "LARS": LARS,
+    make.__name__: make for make in (BertAdam, Adam, AdamW, LAMB, LARS)
 }
 
 

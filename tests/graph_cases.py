@@ -90,7 +90,7 @@ def bits(opt: Any, statistics: bool = True) -> dict[str, Tensor]:
         for key in sorted(set(opt.state[param]) - STARTS):
             tensors[f"{key} {index}"] = opt.state[param][key]
     if statistics:
-        for name in ("grad_norms", "grad_norm", "clip_coefs"):
+        for name in ("grad_norms", "grad_norm", "clip_coefs", "trust_ratios"):
             value = getattr(opt, name)
             if value is not None:
                 tensors[name] = value

@@ -16,8 +16,6 @@ from graph_cases import MODES, SCHEDULE, STORAGES, Pair, captured
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from bertadam_cuda import LARS
-
 pytestmark = pytest.mark.gpu
 modes = pytest.mark.parametrize("settings", MODES.values(), ids=MODES)
 storages = pytest.mark.parametrize("storage", STORAGES.values(), ids=STORAGES)
@@ -47,7 +45,7 @@ def test_replays_are_steps(settings: dict[str, Any], storage: tuple[Any, dict[st
 
 @pytest.mark.parametrize("make", CLASSES.values(), ids=CLASSES)
 def test_every_class_is_captured(make: Callable[..., Any]) -> None:
-    pair = Pair(make, bias_correction=make is not LARS, max_grad_norm=1.0, **SCHEDULE)
+    pair = Pair(make, max_grad_norm=1.0, **SCHEDULE)
     pair.warm_up()
     run(pair, pair.capture(), range(2, 8))
 

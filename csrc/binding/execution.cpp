@@ -124,9 +124,8 @@ void Execution::choose_list() {
 }
 
 bool Execution::waits_for_all() const {
-  // Surveys come when every norm is there.
-  const bool norms_first = settings_.clip_by_total_norm || rule_info(rule_).has_trust_ratio;
-  return (norms_first && any_norm()) || null_step_ || scaling.finds_inf;
+  const bool has_ratio = rule_info(rule_).has_trust_ratio;
+  return ((settings_.clip_by_total_norm || has_ratio) && any_norm()) || null_step_ || scaling.finds_inf;
 }
 
 std::unique_ptr<WorkList> Execution::make_list(bool wait_for_all) const {

@@ -3,7 +3,7 @@
 
 #include "binding/execution.h"
 #if defined(BERTADAM_WITH_CUDA)
-#include "cuda/captured.h"
+#include "cuda/captured_memory.h"
 #endif
 
 namespace bertadam::binding {
@@ -37,12 +37,12 @@ void Execution::capture() {
   const auto memory = std::make_shared<cuda::CapturedMemory>(device_.index());
   captured->keep(memory);
   captured->keep(list_->memory());
-  captured->keep(
-      {norms_, total_norm_, clip_coefficients_, trust_ratios_, n_skipped_, scaling.grad_scale, scaling.found_inf});
+  captured->keep({norms_, total_norm_, clip_coefficients_, trust_ratios_, n_skipped_});
+  captured->keep({scaling.grad_scale, scaling.found_inf});
   unsigned char* scratch = nullptr;
   int error = memory->add_zeros(list_->scratch_layout().end, &scratch);
   if (error == 0) {
-    error = cuda::capture(step_args(list_->workspace_at(scratch)), {groups_, rows_, grads_}, rule_, types(),
+    error = cuda::capture(step_args(list_->workspace_at(scratch)), {groups_, rows_, grads_}, {rule_, types()},
                           stream.native_handle(), *memory);
   }
   TORCH_CHECK(error == 0, where_, ": the step could not be captured on ", device_, ": ", cuda::error_string(error));

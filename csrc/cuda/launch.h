@@ -9,7 +9,7 @@
 
 #include "core/rules.h"
 #include "core/step_args.h"
-#include "cuda/captured.h"
+#include "cuda/captured_memory.h"
 
 namespace bertadam::cuda {
 
@@ -61,8 +61,11 @@ int prepare_capture(int device, RuleId rule, uint32_t types);
 
 // A launch into the graph that `stream` captures: one node. What the graph needs beside the caller's tensors is added
 // to `memory`; the scratch that `args` names is used by nobody else.
-int capture(const StepArgs& args, const StepTables& tables, RuleId rule, uint32_t types, void* stream,
-            CapturedMemory& memory);
+struct StepKind {
+  RuleId rule;
+  uint32_t types;
+};
+int capture(const StepArgs& args, const StepTables& tables, const StepKind& kind, void* stream, CapturedMemory& memory);
 
 const char* error_string(int error);
 

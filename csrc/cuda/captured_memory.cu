@@ -1,6 +1,6 @@
 // Allocates and fills beside a capture: on a stream of its own, since work on the one that captures would be recorded,
 // and every replay would read the host's memory again.
-#include "cuda/captured.h"
+#include "cuda/captured_memory.h"
 
 #include "cuda/runtime.cuh"
 
