@@ -189,19 +189,22 @@ inline void list_retaining(const PlanInput& in, Plan& plan) {
     (in.prepares(tensor) ? kept : unprepared).add_small(tensor, in.parts(tensor));
   }
   for (DrawList* const list : {&unkept, &kept, &plain}) list->fill_up();
-  // Of tensors that do not fit, the first has all of the room, the next ones half of it each: one's norms are taken
-  // while the other's gradients are still kept.
+  // Tensors that do not fit come last: their first updates wait for long, and others are there to go on with. Of them
+  // the first has all of the room, the next ones half of it each: one's norms are taken while the other's gradients are
+  // still kept.
   size_t room = most_kept;
-  for (uint32_t tensor = 0; tensor < plan.tensors.size(); ++tensor) {
-    const size_t n_chunks = plan.tensors[tensor].n_chunks;
-    if (n_chunks == 1) continue;
-    const bool prepares = in.prepares(tensor);
-    const bool fits = n_chunks <= most_kept;
-    const size_t n_kept = !prepares ? 0 : fits ? n_chunks : room;
-    if (prepares && !fits) room = most_kept / 2;
-    for (size_t chunk = 0; chunk < n_chunks; ++chunk) {
-      DrawList& list = !prepares ? unprepared : chunk < n_chunks - n_kept ? unkept : kept;
-      list.add_chunk(tensor, chunk, in.parts(tensor));
+  for (const bool fitting : {true, false}) {
+    for (uint32_t tensor = 0; tensor < plan.tensors.size(); ++tensor) {
+      const size_t n_chunks = plan.tensors[tensor].n_chunks;
+      const bool prepares = in.prepares(tensor);
+      const bool fits = !prepares || n_chunks <= most_kept;
+      if (n_chunks == 1 || fits != fitting) continue;
+      const size_t n_kept = !prepares ? 0 : fits ? n_chunks : room;
+      if (!fits) room = most_kept / 2;
+      for (size_t chunk = 0; chunk < n_chunks; ++chunk) {
+        DrawList& list = !prepares ? unprepared : chunk < n_chunks - n_kept ? unkept : kept;
+        list.add_chunk(tensor, chunk, in.parts(tensor));
+      }
     }
   }
   // Where all norms are waited for, the workers keep what they read last.
