@@ -39,19 +39,20 @@ def test_a_rate_in_a_tensor_is_read_at_every_step(dtype: torch.dtype) -> None:
     assert_same_bits(ours, theirs)
 
 
-def test_torch_schedulers_write_into_the_tensors() -> None:
-    """Each group has its own: torch's schedulers would write a shared one once for each group."""
+@pytest.mark.parametrize("n_rates", [1, 2])
+def test_torch_schedulers_write_into_the_tensor(n_rates: int) -> None:
+    """Which all groups share, or each has one of its own."""
     ours, theirs = with_rate(0.5, t_total=-1), trained(2, lr=0.5, t_total=-1)
-    rates = [torch.tensor(0.5, dtype=torch.float64) for _ in ours.param_groups]
-    for group, rate in zip(ours.param_groups, rates, strict=True):
-        group["lr"] = rate
+    rates = [torch.tensor(0.5, dtype=torch.float64) for _ in range(n_rates)]
+    for index, group in enumerate(ours.param_groups):
+        group["lr"] = rates[index % n_rates]
     schedulers = [lr_scheduler.ExponentialLR(opt, 0.9) for opt in (ours, theirs)]
     for _ in range(3):
         for opt, scheduler in zip((ours, theirs), schedulers, strict=True):
             train(opt, range(1))
             scheduler.step()
     assert_same_bits(ours, theirs)
-    assert [group["lr"] for group in ours.param_groups] == rates
+    assert {id(group["lr"]) for group in ours.param_groups} == set(map(id, rates))
     assert float(rates[0]) == theirs.param_groups[0]["lr"] != 0.5
 
 

@@ -1,4 +1,4 @@
-// The kernels that kernel_launch.cuh can choose from; each file under instances/ compiles some of them.
+// The kernels that kernel_launch.cuh chooses from; each file under instances/ compiles some of them.
 #pragma once
 
 #include <cstdint>
