@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from functools import partial
 
 from bench_report import Row
-from contenders import APEX, APEX_CAPTURABLE, APEX_NO_WAIT, DEEPSPEED_CPU, FUSED, OURS, PLAIN
+from contenders import (
+    APEX,
+    APEX_CAPTURABLE,
+    APEX_NO_WAIT,
+    DEEPSPEED_CPU,
+    FUSED,
+    OUR_ADAMW,
+    OURS,
+    PLAIN,
+)
 from host_time import HostRow
 from storage import FP32, Storage
 
@@ -105,6 +114,17 @@ def _times_none(model: str, at_most: float) -> Criterion:
     return Criterion(model, says, value, at_most=at_most)
 
 
+def _adamw(model: str, clip: str, at_least: float) -> Criterion:
+    """Our other rule in the same engine; ours in a row is BertAdam."""
+
+    def value(results: Results) -> float | None:
+        row = results.row(model, clip, OUR_ADAMW)
+        return row and row.ours_over(clip)
+
+    says = f"our AdamW, clip {clip}: {{}} x as fast as our BertAdam (device time, paired)"
+    return Criterion(model, says, value, at_least)
+
+
 def _faster(
     model: str,
     clip: str,
@@ -169,6 +189,7 @@ CRITERIA: dict[str, tuple[Criterion, ...]] = {
         _faster("bert-large", "per_tensor", (APEX_NO_WAIT, "global"), 1.7),
         _faster("bert-large", "global", _FUSED_GLOBAL, 1.6),
         _faster("bert-large", "global", (APEX_NO_WAIT, "global"), 1.5),
+        _adamw("bert-large", "global", 0.98),
         _faster("bert-large", "none", _FUSED_NONE, 1.18),
         _faster("bert-large", "none", (APEX, "none"), 1.3),
         # The loop launches thousands of kernels: the host takes the time, on any clock.
