@@ -21,6 +21,7 @@ def plan(
     wait_for_all: bool,
     in_turn: bool,
     retained_draws: int,
+    surveys: bool = False,
 ) -> dict[str, Any]: ...
 def sum_of_squares(grad: Tensor, chunk_elements: int) -> float: ...
 def clip_coefficient(
@@ -65,7 +66,14 @@ class StepPlan:
         weight_decay: float,
         l2_decay: float = 0.0,
         max_grad_norm: float,
+        clip_epsilon: float = 1e-6,
+        normalizes_always: bool = False,
         maximize: bool,
+        grad_averaging: bool = True,
+        adapts: bool = False,
+        nesterov: bool = False,
+        momentum: float = 0.0,
+        trust_coefficient: float = 0.0,
         multipliers: Tensor,
         corrections: Tensor | None,
     ) -> None: ...

@@ -49,9 +49,7 @@ def validate(
         where = f"{name}: param_groups[{index}]"
         check_rate(group["lr"], where)
         check_number(group["max_grad_norm"], "max_grad_norm", where, finite=False)
-        for key in _FLAGS:
-            if not isinstance(group[key], bool):
-                raise TypeError(f"{where}: {key} is {group[key]!r}, expected True or False")
+        check_flags(group, _FLAGS, where)
         if group.get("differentiable"):
             raise ValueError(
                 f"{where}: differentiable=True is not supported: the step has no graph"
@@ -102,6 +100,13 @@ def check_rate(lr: object, where: str) -> None:
             )
         lr = lr.item()
     check_number(lr, "lr", where, least=0.0)
+
+
+def check_flags(group: dict[str, Any], keys: tuple[str, ...], where: str) -> None:
+    """Raise TypeError unless each of these settings is True or False."""
+    for key in keys:
+        if not isinstance(group[key], bool):
+            raise TypeError(f"{where}: {key} is {group[key]!r}, expected True or False")
 
 
 def check_number(

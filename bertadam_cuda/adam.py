@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from . import schedules
+from ._betas import as_numbers, check_betas
 from ._optimizer import FusedOptimizer
-from ._settings import check_number
+from ._settings import check_flags, check_number
 
 
 class Adam(FusedOptimizer):
@@ -118,7 +118,7 @@ class Adam(FusedOptimizer):
     ) -> None:
         defaults = {
             "lr": lr,
-            "betas": _as_numbers(betas),
+            "betas": as_numbers(betas),
             "eps": eps,
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
@@ -145,20 +145,14 @@ class Adam(FusedOptimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as torch.optim.Optimizer does; one that is refused leaves no trace."""
         if isinstance(param_group, dict) and "betas" in param_group:
-            param_group["betas"] = _as_numbers(param_group["betas"])
+            param_group["betas"] = as_numbers(param_group["betas"])
         super().add_param_group(param_group)
 
     def _check_rule(self, group: dict[str, Any], where: str) -> None:
-        betas = group["betas"]
-        if not isinstance(betas, tuple) or len(betas) != 2:
-            raise TypeError(f"{where}: betas is {betas!r}, expected a tuple of two numbers")
-        for index, beta in enumerate(betas):
-            check_number(beta, f"betas[{index}]", where, least=0.0, below=1.0)
+        check_betas(group["betas"], where)
         check_number(group["eps"], "eps", where, least=0.0)
         check_number(group["weight_decay"], "weight_decay", where, least=0.0)
-        for key in ("amsgrad", "decoupled_weight_decay"):
-            if not isinstance(group[key], bool):
-                raise TypeError(f"{where}: {key} is {group[key]!r}, expected True or False")
+        check_flags(group, ("amsgrad", "decoupled_weight_decay"), where)
 
     def _rule_name(self, groups: list[dict[str, Any]]) -> str:
         return "Amsgrad" if groups[0]["amsgrad"] else "Adam"
@@ -260,13 +254,3 @@ class AdamW(Adam):
             raise ValueError(
                 f"{where}: decoupled_weight_decay is False, expected True; use Adam for L2 decay"
             )
-
-
-def _as_numbers(betas: Any) -> Any:
-    """Return what torch accepts as a tuple of numbers; all else as it is, to be refused by name."""
-    if not isinstance(betas, (tuple, list)):
-        return betas
-    return tuple(
-        beta.item() if isinstance(beta, torch.Tensor) and beta.numel() == 1 else beta
-        for beta in betas
-    )

@@ -30,6 +30,25 @@ class BertAdamResult(NamedTuple):
     update: Tensor
 
 
+class LambResult(NamedTuple):
+    """New values after one update, all float64; `update` is the direction before ratio and lr."""
+
+    param: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    update: Tensor
+    trust_ratio: float
+
+
+class LarsResult(NamedTuple):
+    """New values after one update, all float64; `update` is what `param` has lost."""
+
+    param: Tensor
+    momentum_buffer: Tensor
+    update: Tensor
+    trust_ratio: float
+
+
 def split_master(master: Tensor) -> tuple[Tensor, Tensor]:
     """Return the bfloat16 and the int16 that together are a finite float32 tensor, exactly.
 
@@ -137,3 +156,79 @@ def adam_step(
     root = root if t is None else root / (1 - betas[1] ** t)
     u = torch.where(m == 0, m, m_hat / (root.sqrt() + eps)) + decoupled_decay * p
     return AdamResult(p - lr * u, m, v, max_v, u)
+
+
+def lamb_clip_coefficient(norm: float, max_grad_norm: float, always: bool = False) -> float:
+    """Return min(1, max_grad_norm / norm); `always`: without the 1, but 1 for a norm of 0.
+
+    1 where max_grad_norm <= 0. Source: apex, multi_tensor_lamb.cu; without the 1, NVIDIA's article.
+    """
+    if max_grad_norm <= 0 or norm == 0:
+        return 1.0
+    coefficient = max_grad_norm / norm
+    return 1.0 if coefficient > 1 and not always else coefficient
+
+
+def lamb_step(
+    p: Tensor,
+    g: Tensor,
+    m: Tensor,
+    v: Tensor,
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-6,
+    l2_decay: float = 0.0,
+    decoupled_decay: float = 0.01,
+    beta3: float | None = None,
+    adapts: bool = True,
+    bias_correction_step: int | None = None,
+) -> LambResult:
+    """Return the result of one LAMB update of one parameter; nothing is written in place.
+
+    `g`: clipped, and negated to maximise. u is that of `adam_step`, with m' = b1*m + beta3*g'
+    (None: 1-b1); p' = p - lr*r*u, r = ||p||/||u|| where `adapts` and neither is 0, else 1.
+    Source: apex, multi_tensor_lamb.cu, LAMBStage1Functor and LAMBStage2Functor.
+    """
+    p, g, m, v = (tensor.detach().double() for tensor in (p, g, m, v))
+    g = g + l2_decay * p
+    m = betas[0] * m + (1 - betas[0] if beta3 is None else beta3) * g
+    v = betas[1] * v + (1 - betas[1]) * g * g
+    t = bias_correction_step
+    m_hat = m if t is None else m / (1 - betas[0] ** t)
+    v_hat = v if t is None else v / (1 - betas[1] ** t)
+    u = torch.where(m == 0, m, m_hat / (v_hat.sqrt() + eps)) + decoupled_decay * p
+    p_norm, u_norm = gradient_norm(p), gradient_norm(u)
+    ratio = p_norm / u_norm if adapts and p_norm != 0 and u_norm != 0 else 1.0
+    return LambResult(p - lr * ratio * u, m, v, u, ratio)
+
+
+def lars_step(
+    p: Tensor,
+    g: Tensor,
+    buffer: Tensor,
+    *,
+    lr: float,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    trust_coefficient: float = 0.001,
+    eps: float = 1e-8,
+    nesterov: bool = False,
+    adapts: bool = True,
+) -> LarsResult:
+    """Return the result of one LARS update of one parameter; nothing is written in place.
+
+    `g`: clipped, and negated to maximise. d = lr*r*(g + weight_decay*p), b' = momentum*b + d,
+    p' = p - b', or p - (momentum*b' + d) for Nesterov; r = trust_coefficient*||p|| / (||g|| +
+    weight_decay*||p|| + eps) where `adapts` and neither norm is 0, else 1. Source: You, Gitman,
+    Ginsburg 2017, algorithm 1; Nesterov as torch.optim.SGD.
+    """
+    p, g, buffer = (tensor.detach().double() for tensor in (p, g, buffer))
+    p_norm, g_norm = gradient_norm(p), gradient_norm(g)
+    ratio = 1.0
+    if adapts and p_norm != 0 and g_norm != 0:
+        ratio = trust_coefficient * p_norm / (g_norm + weight_decay * p_norm + eps)
+    d = lr * ratio * (g + weight_decay * p)
+    buffer = momentum * buffer + d
+    update = momentum * buffer + d if nesterov else buffer
+    return LarsResult(p - update, buffer, update, ratio)

@@ -9,7 +9,15 @@ import pytest
 import torch
 from oracle import Oracle
 
-from bertadam_cuda.reference import adam_step, bert_adam_step, clip_coefficient, gradient_norm
+from bertadam_cuda.reference import (
+    adam_step,
+    bert_adam_step,
+    clip_coefficient,
+    gradient_norm,
+    lamb_clip_coefficient,
+    lamb_step,
+    lars_step,
+)
 
 
 def test_clip_coefficient_by_hand() -> None:
@@ -108,4 +116,87 @@ def test_adam_steps_equal_torch(decoupled: bool, amsgrad: bool) -> None:
         adam.step()
         new = adam_step(p, theirs.grad, *states, lr=0.01, bias_correction_step=t, **decay)
         p, states = new.param, [value for value in new[1:4] if value is not None]
+    torch.testing.assert_close(p, theirs.detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_clip_coefficient_of_lamb_by_hand() -> None:
+    assert lamb_clip_coefficient(4.0, 1.0) == lamb_clip_coefficient(4.0, 1.0, always=True) == 0.25
+    assert lamb_clip_coefficient(1.0, 1.0) == 1.0, "nothing beside the norm"
+    assert lamb_clip_coefficient(0.5, 1.0) == 1.0
+    assert lamb_clip_coefficient(0.5, 1.0, always=True) == 2.0
+    assert lamb_clip_coefficient(0.0, 1.0, always=True) == 1.0
+    assert lamb_clip_coefficient(9.0, 0.0) == lamb_clip_coefficient(9.0, -1.0, always=True) == 1.0
+    assert math.isnan(lamb_clip_coefficient(math.nan, 1.0))
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_lamb_without_its_ratio_equals_torch(decoupled: bool) -> None:
+    torch.manual_seed(0)
+    p = torch.randn(50, dtype=torch.float64)
+    theirs = p.clone().requires_grad_()
+    kind = torch.optim.AdamW if decoupled else torch.optim.Adam
+    adam = kind([theirs], lr=0.01, eps=1e-6, weight_decay=0.1)
+    decay = {"decoupled_decay": 0.1 * decoupled, "l2_decay": 0.1 * (not decoupled)}
+    m = v = torch.zeros_like(p)
+    for t in range(1, 30):
+        theirs.grad = torch.randn_like(p)
+        adam.step()
+        new = lamb_step(
+            p, theirs.grad, m, v, lr=0.01, adapts=False, bias_correction_step=t, **decay
+        )
+        p, m, v = new[:3]
+    torch.testing.assert_close(p, theirs.detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_a_lamb_step_by_hand() -> None:
+    p, g, m, v = (torch.tensor(x) for x in ([3.0, 4.0], [1.0, 2.0], [2.0, 0.0], [4.0, 0.0]))
+    new = lamb_step(
+        *(p, g, m, v), lr=0.1, betas=(0.5, 0.75), eps=0.5, decoupled_decay=0.25, beta3=1.0
+    )
+    assert new.exp_avg.tolist() == [0.5 * 2 + 1, 2.0]
+    assert new.exp_avg_sq.tolist() == [0.75 * 4 + 0.25, 1.0]
+    u = [2 / (math.sqrt(3.25) + 0.5) + 0.75, 2 / 1.5 + 1.0]
+    assert new.update.tolist() == pytest.approx(u, rel=1e-15)
+    assert new.trust_ratio == pytest.approx(5 / math.hypot(*u), rel=1e-15)
+    expected = [3 - 0.1 * new.trust_ratio * u[0], 4 - 0.1 * new.trust_ratio * u[1]]
+    assert new.param.tolist() == pytest.approx(expected, rel=1e-15)
+    again = lamb_step(p, g, m, v, lr=0.1, betas=(0.5, 0.75), eps=0.5, decoupled_decay=0.25)
+    assert again.exp_avg.tolist() == [0.5 * 2 + 0.5, 1.0], "beta3 is 1 - beta1 by default"
+    zeros = torch.zeros(2)
+    assert lamb_step(zeros, g, m, v, lr=0.1).trust_ratio == 1.0
+    assert lamb_step(p, zeros, zeros, zeros, lr=0.1, decoupled_decay=0.0).trust_ratio == 1.0
+
+
+def test_a_lars_step_by_hand() -> None:
+    p, g, buffer = (torch.tensor(x) for x in ([3.0, 4.0], [0.0, 2.0], [1.0, 2.0]))
+    settings = {"lr": 0.5, "momentum": 0.5, "weight_decay": 0.25, "trust_coefficient": 2.0}
+    new = lars_step(p, g, buffer, eps=0.75, **settings)
+    assert new.trust_ratio == 2 * 5 / (2 + 0.25 * 5 + 0.75)
+    d = [0.5 * 2.5 * 0.75, 0.5 * 2.5 * 3.0]
+    assert new.momentum_buffer.tolist() == [0.5 + d[0], 1.0 + d[1]]
+    assert new.param.tolist() == [3 - 0.5 - d[0], 4 - 1.0 - d[1]]
+    nesterov = lars_step(p, g, buffer, eps=0.75, nesterov=True, **settings)
+    assert nesterov.param.tolist() == [
+        value - (0.5 * (0.5 * old + step) + step)
+        for value, old, step in zip([3, 4], [1, 2], d, strict=True)
+    ]
+    for other in (
+        lars_step(torch.zeros(2), g, buffer, **settings),
+        lars_step(p, torch.zeros(2), buffer, **settings),
+        lars_step(p, g, buffer, adapts=False, **settings),
+    ):
+        assert other.trust_ratio == 1.0
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_lars_without_its_ratio_equals_torch_at_a_constant_lr(nesterov: bool) -> None:
+    torch.manual_seed(0)
+    p = torch.randn(50, dtype=torch.float64)
+    theirs = p.clone().requires_grad_()
+    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "nesterov": nesterov}
+    sgd, buffer = torch.optim.SGD([theirs], **settings), torch.zeros_like(p)
+    for _ in range(30):
+        theirs.grad = torch.randn_like(p)
+        sgd.step()
+        p, buffer, _, _ = lars_step(p, theirs.grad, buffer, adapts=False, **settings)
     torch.testing.assert_close(p, theirs.detach(), rtol=1e-12, atol=1e-12)

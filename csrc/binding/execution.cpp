@@ -44,9 +44,10 @@ constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 }  // namespace
 
-Execution::Execution(std::string where, at::Device device, std::vector<int64_t> n_elements, std::vector<uint32_t> group,
-                     size_t n_groups, at::Tensor n_skipped)
+Execution::Execution(std::string where, RuleId rule, at::Device device, std::vector<int64_t> n_elements,
+                     std::vector<uint32_t> group, size_t n_groups, at::Tensor n_skipped)
     : where_(std::move(where)),
+      rule_(rule),
       device_(device),
       n_elements_(std::move(n_elements)),
       group_(std::move(group)),
@@ -60,6 +61,7 @@ Execution::Execution(std::string where, at::Device device, std::vector<int64_t> 
   norms_ = at::full({n}, kNaN, options.dtype(at::kDouble));
   total_norm_ = at::full({}, kNaN, options.dtype(at::kDouble));
   clip_coefficients_ = at::full({n}, kNaN, options.dtype(at::kFloat));
+  trust_ratios_ = at::full_like(clip_coefficients_, kNaN);
 }
 
 void Execution::configure(ExecutionSettings settings) {
@@ -116,9 +118,12 @@ void Execution::choose_list() {
     list_ = nullptr;
     norms_ = at::full_like(norms_, kNaN);  // not in place: the user may hold the last step's
     clip_coefficients_ = at::full_like(clip_coefficients_, kNaN);
+    trust_ratios_ = at::full_like(trust_ratios_, kNaN);
     lists_fit_ = true;
   }
-  const bool wait_for_all = (settings_.clip_by_total_norm && any_norm()) || null_step_ || scaling.finds_inf;
+  const bool has_ratio = rule_info(rule_).has_trust_ratio;
+  const bool wait_for_all =
+      ((settings_.clip_by_total_norm || has_ratio) && any_norm()) || null_step_ || scaling.finds_inf;
   std::unique_ptr<WorkList>& list = lists_[wait_for_all];
   if (!list) list = make_list(wait_for_all);
   list_ = list.get();
@@ -148,11 +153,15 @@ PlanOptions Execution::plan_options(bool wait_for_all) const {
     const int error = cuda::ring_shape(device_.index(), types(), &shape);
     TORCH_CHECK(error == 0, where_, ": CUDA error while planning: ", cuda::error_string(error));
     const int64_t kept_slots = std::max<int64_t>(1, int64_t{shape.n_slots} - cuda::kSlotsInPassage);
-    return {cuda::kPartElements, cuda::kItemsPerDraw, wait_for_all, PlanOrder::kRetaining,
-            retained_draws_ >= 0 ? retained_draws_ : shape.blocks * kept_slots};
+    return {cuda::kPartElements,
+            cuda::kItemsPerDraw,
+            wait_for_all,
+            PlanOrder::kRetaining,
+            retained_draws_ >= 0 ? retained_draws_ : shape.blocks * kept_slots,
+            rule_info(rule_).has_trust_ratio};
   }
 #endif
-  return {cpu::kPartElements, 1, wait_for_all, PlanOrder::kInTurn};
+  return {cpu::kPartElements, 1, wait_for_all, PlanOrder::kInTurn, 0, rule_info(rule_).has_trust_ratio};
 }
 
 void Execution::set_retained_draws(int64_t n) {
@@ -171,7 +180,8 @@ StepArgs Execution::step_args(const Workspace& workspace) const {
   args.scaler = scaling.args();
   args.workspace = workspace;
   args.statistics = {norms_.mutable_data_ptr<double>(), total_norm_.mutable_data_ptr<double>(),
-                     clip_coefficients_.mutable_data_ptr<float>(), n_skipped_.mutable_data_ptr<int64_t>()};
+                     clip_coefficients_.mutable_data_ptr<float>(), trust_ratios_.mutable_data_ptr<float>(),
+                     n_skipped_.mutable_data_ptr<int64_t>()};
   return args;
 }
 
@@ -193,7 +203,7 @@ void Execution::run_on_cpu() {
   for (const int64_t n : n_elements_) n_elements += n;
   const int64_t useful = std::max<int64_t>(1, n_elements / kCpuElementsPerWorker);
   args.n_workers = static_cast<uint32_t>(workers > 0 ? workers : std::min<int64_t>(useful, at::get_num_threads()));
-  const cpu::Worker worker = cpu::worker(rule, chosen_isa());
+  const cpu::Worker worker = cpu::worker(rule_, chosen_isa());
   std::vector<std::thread::id> ran_on(args.n_workers);
   at::parallel_for(0, args.n_workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -212,7 +222,7 @@ void Execution::run_on_cuda() {
     scratch.launcher = std::make_unique<cuda::Launcher>(device_.index());
     // Freed memory is handed out again once this stream has passed, too.
     std::vector<at::Tensor> used = list_->memory();
-    used.insert(used.end(), {scratch.memory, norms_, total_norm_, clip_coefficients_});
+    used.insert(used.end(), {scratch.memory, norms_, total_norm_, clip_coefficients_, trust_ratios_});
     for (const at::Tensor& tensor : used) tensor.record_stream(stream);
   }
   const int error = scratch.launcher->launch_adam(step_args(scratch.workspace), {groups_, rows_, grads_}, types(),
@@ -226,6 +236,10 @@ std::optional<at::Tensor> Execution::grad_norms() const {
     if (norm) return norms_;
   }
   return std::nullopt;
+}
+
+std::optional<at::Tensor> Execution::trust_ratios() const {
+  return rule_info(rule_).has_trust_ratio ? std::optional(trust_ratios_) : std::nullopt;
 }
 
 std::optional<at::Tensor> Execution::total_norm() const {

@@ -31,12 +31,11 @@ struct ExecutionSettings {
 class Execution {
  public:
   // One size and group per tensor. `n_skipped`: 0-dim int64 on the device, counted up by the steps.
-  Execution(std::string where, at::Device device, std::vector<int64_t> n_elements, std::vector<uint32_t> group,
-            size_t n_groups, at::Tensor n_skipped);
+  Execution(std::string where, RuleId rule, at::Device device, std::vector<int64_t> n_elements,
+            std::vector<uint32_t> group, size_t n_groups, at::Tensor n_skipped);
 
   void configure(ExecutionSettings settings);
 
-  RuleId rule{};
   uint64_t rounding_seed = 0;
   DeviceScaling scaling;  // of the next step
 
@@ -52,6 +51,7 @@ class Execution {
   std::optional<at::Tensor> grad_norms() const;
   std::optional<at::Tensor> total_norm() const;
   at::Tensor clip_coefficients() const { return clip_coefficients_; }
+  std::optional<at::Tensor> trust_ratios() const;
   at::Device device() const { return device_; }
 
   // For tests: the number of CPU workers, or of blocks where norms are taken, 0 for the backend's choice; of how many
@@ -79,6 +79,7 @@ class Execution {
   void run_on_cuda();
 
   const std::string where_;
+  const RuleId rule_;
   const at::Device device_;
   const std::vector<int64_t> n_elements_;
   const std::vector<uint32_t> group_;
@@ -93,7 +94,7 @@ class Execution {
   std::vector<GroupScalars> groups_;
   std::vector<TensorRow> rows_;
   std::vector<const void*> grads_;  // null: none
-  at::Tensor norms_, total_norm_, clip_coefficients_, n_skipped_;
+  at::Tensor norms_, total_norm_, clip_coefficients_, trust_ratios_, n_skipped_;
 };
 
 // The instruction set of the CPU backend: the best that the machine has, unless chosen otherwise.

@@ -20,10 +20,10 @@ namespace bertadam::binding {
 namespace {
 
 py::dict plan(const std::vector<int64_t>& n_elements, const std::vector<bool>& needs_norm, int64_t part_elements,
-              int64_t items_per_draw, bool wait_for_all, bool in_turn, int64_t retained_draws) {
+              int64_t items_per_draw, bool wait_for_all, bool in_turn, int64_t retained_draws, bool surveys) {
   const PlanOrder order = in_turn ? PlanOrder::kInTurn : PlanOrder::kRetaining;
   const Plan plan = make_plan(n_elements, std::vector<uint32_t>(n_elements.size(), 0), needs_norm,
-                              {part_elements, items_per_draw, wait_for_all, order, retained_draws});
+                              {part_elements, items_per_draw, wait_for_all, order, retained_draws, surveys});
   const auto n_items = static_cast<int64_t>(plan.items.size());
   at::Tensor items = at::empty({n_items, 4}, at::kLong);  // tensor (-1: none), part, kinds, whole
   int64_t* out = items.mutable_data_ptr<int64_t>();
@@ -100,12 +100,13 @@ py::tuple type_row() {
 
 void bind_inspection(py::module& m) {
   m.def("plan", &plan, py::arg("n_elements"), py::arg("needs_norm"), py::arg("part_elements"),
-        py::arg("items_per_draw"), py::arg("wait_for_all"), py::arg("in_turn"), py::arg("retained_draws"));
+        py::arg("items_per_draw"), py::arg("wait_for_all"), py::arg("in_turn"), py::arg("retained_draws"),
+        py::arg("surveys") = false);
   m.def("sum_of_squares", &sum_of_squares, py::arg("grad"), py::arg("chunk_elements"));
   m.def(
       "clip_coefficient",
       [](double norm, double max_grad_norm, bool skip, double inverse_scale) {
-        return clip_coefficient(norm, max_grad_norm, skip, {inverse_scale, false});
+        return clip_coefficient(norm, {max_grad_norm, 1e-6, false, skip}, {inverse_scale, false});
       },
       py::arg("norm"), py::arg("max_grad_norm"), py::arg("skip_nonfinite"), py::arg("inverse_scale"));
   m.def(

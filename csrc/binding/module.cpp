@@ -59,6 +59,9 @@ py::dict as_dict(const ScratchLayout& layout) {
   offsets["arrivals"] = layout.arrivals;
   offsets["coefficients"] = layout.coefficients;
   offsets["postponed"] = layout.postponed;
+  offsets["survey_nodes"] = layout.survey_nodes;
+  offsets["survey_arrivals"] = layout.survey_arrivals;
+  offsets["ratios"] = layout.ratios;
   offsets["end"] = layout.end;
   return offsets;
 }
@@ -95,14 +98,19 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def(
           "set_group",
           [](StepPlan& plan, size_t index, double lr, double beta1, double beta2, double eps, double weight_decay,
-             double l2_decay, double max_grad_norm, bool maximize, at::Tensor multipliers,
-             std::optional<at::Tensor> corrections) {
-            plan.set_group(index, {lr, beta1, beta2, eps, weight_decay, l2_decay, max_grad_norm, maximize},
+             double l2_decay, double max_grad_norm, double clip_epsilon, bool normalizes_always, bool maximize,
+             bool grad_averaging, bool adapts, bool nesterov, double momentum, double trust_coefficient,
+             at::Tensor multipliers, std::optional<at::Tensor> corrections) {
+            plan.set_group(index,
+                           {lr, beta1, beta2, eps, weight_decay, l2_decay, max_grad_norm, clip_epsilon,
+                            normalizes_always, maximize, grad_averaging, adapts, nesterov, momentum, trust_coefficient},
                            std::move(multipliers), std::move(corrections));
           },
           py::arg("index"), py::kw_only(), py::arg("lr"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"),
-          py::arg("weight_decay"), py::arg("l2_decay") = 0.0, py::arg("max_grad_norm"), py::arg("maximize"),
-          py::arg("multipliers"), py::arg("corrections"))
+          py::arg("weight_decay"), py::arg("l2_decay") = 0.0, py::arg("max_grad_norm"), py::arg("clip_epsilon") = 1e-6,
+          py::arg("normalizes_always") = false, py::arg("maximize"), py::arg("grad_averaging") = true,
+          py::arg("adapts") = false, py::arg("nesterov") = false, py::arg("momentum") = 0.0,
+          py::arg("trust_coefficient") = 0.0, py::arg("multipliers"), py::arg("corrections"))
       .def("set_lr", &StepPlan::set_lr, py::arg("index"), py::arg("lr"))
       .def(
           "configure",
@@ -122,6 +130,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def_property_readonly("total_norm", [](const StepPlan& plan) { return plan.execution->total_norm(); })
       .def_property_readonly("clip_coefficients",
                              [](const StepPlan& plan) { return plan.execution->clip_coefficients(); })
+      .def_property_readonly("trust_ratios", [](const StepPlan& plan) { return plan.execution->trust_ratios(); })
       .def_property_readonly("device", [](const StepPlan& plan) { return plan.execution->device(); })
       .def_property_readonly("n_copies", [](const StepPlan& plan) { return plan.execution->n_copies(); })
       .def_property_readonly("scratch", [](const StepPlan& plan) { return plan.execution->scratch(); })

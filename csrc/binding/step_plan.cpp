@@ -58,8 +58,7 @@ StepPlan::StepPlan(std::string where, RuleId rule, py::list param_groups, py::di
     }
   }
   check_disjoint(memory, where_, names_);
-  execution = std::make_unique<Execution>(where_, device_, n_elements, group, n_groups_, std::move(n_skipped));
-  execution->rule = rule_;
+  execution = std::make_unique<Execution>(where_, rule_, device_, n_elements, group, n_groups_, std::move(n_skipped));
   execution->rounding_seed = storage_.rounding_seed;
   group_tables_.resize(2 * n_groups_);
   written_.resize(entries_.size());

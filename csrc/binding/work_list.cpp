@@ -45,7 +45,11 @@ ScratchLayout WorkList::scratch_layout() const {
   offsets.arrivals = offsets.nodes + padded(n_nodes * node_bytes);
   offsets.coefficients = offsets.arrivals + padded(n_nodes * sizeof(uint32_t));
   offsets.postponed = offsets.coefficients + padded(n_coefficients_ * sizeof(uint64_t));
-  offsets.end = offsets.postponed + padded(n_draws() * sizeof(uint64_t));
+  const size_t n_surveyed = plan_.surveys ? n_nodes : 0;
+  offsets.survey_nodes = offsets.postponed + padded(n_draws() * sizeof(uint64_t));
+  offsets.survey_arrivals = offsets.survey_nodes + padded(n_surveyed * 2 * node_bytes);
+  offsets.ratios = offsets.survey_arrivals + padded(n_surveyed * sizeof(uint32_t));
+  offsets.end = offsets.ratios + padded((plan_.surveys ? plan_.tensors.size() : 0) * sizeof(uint64_t));
   return offsets;
 }
 
@@ -59,6 +63,9 @@ Scratch WorkList::make_scratch() const {
   scratch.workspace.arrivals = reinterpret_cast<uint32_t*>(base + offsets.arrivals);
   scratch.workspace.coefficients = reinterpret_cast<uint64_t*>(base + offsets.coefficients);
   scratch.workspace.postponed = reinterpret_cast<uint64_t*>(base + offsets.postponed);
+  scratch.workspace.survey_nodes = reinterpret_cast<double*>(base + offsets.survey_nodes);
+  scratch.workspace.survey_arrivals = reinterpret_cast<uint32_t*>(base + offsets.survey_arrivals);
+  scratch.workspace.ratios = reinterpret_cast<uint64_t*>(base + offsets.ratios);
   return scratch;
 }
 

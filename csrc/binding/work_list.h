@@ -25,7 +25,7 @@ struct Scratch {
 
 // Where the arrays of a workspace lie in each scratch, in bytes from its start, where the counters are.
 struct ScratchLayout {
-  size_t nodes, arrivals, coefficients, postponed, end;
+  size_t nodes, arrivals, coefficients, postponed, survey_nodes, survey_arrivals, ratios, end;
 };
 
 class WorkList {

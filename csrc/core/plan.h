@@ -2,8 +2,10 @@
 //
 // A worker draws `items_per_draw` items at once, in list order, from one counter. An item is a part of a tensor: NORM
 // adds up its squares, UPDATE waits for the coefficient that its tensor's (or, with `wait_for_all`, every tensor's)
-// norms give. A draw of both kinds belongs to its worker until its update is done; how long that may wait, and why no
-// number of workers can wait for ever, is the backend's to say (cuda/producer.cuh, cpu/worker.cpp).
+// norms give. With a rule that has a trust ratio, SURVEY comes in between: it moves the moments and adds up the squares
+// of parameter and update, and UPDATE waits for the ratio that its tensor's surveys give. A draw of two kinds belongs
+// to its worker until its update is done; how long that may wait, and why no number of workers can wait for ever, is
+// the backend's to say (cuda/producer.cuh, cuda/applier.cuh, cpu/worker.cpp).
 #pragma once
 
 #include <algorithm>
@@ -14,17 +16,17 @@
 
 namespace bertadam {
 
-enum ItemKind : uint32_t { kNorm = 1, kUpdate = 2 };
+enum ItemKind : uint32_t { kNorm = 1, kUpdate = 2, kSurvey = 4 };
 
 constexpr uint32_t kNoTensor = 0xffffffffu;  // of an item that fills up a draw
 
 struct WorkItem {
   uint32_t tensor;
-  uint32_t code;  // part << 3 | whole << 2 | kinds; all items of a draw have the same kinds
+  uint32_t code;  // part << 4 | whole << 3 | kinds; all items of a draw have the same kinds
 
-  BERTADAM_HD uint32_t part() const { return code >> 3; }
-  BERTADAM_HD bool is_whole() const { return (code & 4u) != 0; }  // not a tensor's shorter end
-  BERTADAM_HD uint32_t kinds() const { return code & 3u; }
+  BERTADAM_HD uint32_t part() const { return code >> 4; }
+  BERTADAM_HD bool is_whole() const { return (code & 8u) != 0; }  // not a tensor's shorter end
+  BERTADAM_HD uint32_t kinds() const { return code & 7u; }
 };
 
 struct PlanTensor {
@@ -44,12 +46,14 @@ struct PlanOptions {
   int64_t items_per_draw;  // a power of two
   bool wait_for_all;       // every norm before the first write: global clipping, null steps, steps that find infinities
   PlanOrder order;
-  int64_t retained_draws = 0;  // how many draws' gradients all workers keep together
+  int64_t retained_draws = 0;  // how many draws' gradients, or surveyed updates, all workers keep together
+  bool surveys = false;        // for a rule with a trust ratio; norms, if there are any, are waited for all together
 };
 
 struct Plan {
   bool has_norms = false;
   bool waits_for_all = false;
+  bool surveys = false;
   int64_t items_per_draw = 1;
   std::vector<PlanTensor> tensors;
   std::vector<uint32_t> large;  // tensors of several chunks
@@ -97,7 +101,7 @@ class DrawList {
  private:
   void add(uint32_t tensor, size_t part, const Parts& parts) {
     const uint32_t whole = part < parts.n_whole ? 1u : 0u;
-    items_.push_back({tensor, static_cast<uint32_t>(part) << 3 | whole << 2});
+    items_.push_back({tensor, static_cast<uint32_t>(part) << 4 | whole << 3});
   }
 
   const size_t per_draw_;
@@ -111,6 +115,11 @@ struct PlanInput {
   const PlanOptions& options;
 
   bool takes_norm(size_t tensor) const { return needs_norm[tensor] || options.wait_for_all; }
+  // Whether all norms are listed before anything else.
+  bool norms_first() const { return options.wait_for_all; }
+  // What an update is listed with: of the same tensor, and before it.
+  bool prepares(size_t tensor) const { return options.surveys || (takes_norm(tensor) && !norms_first()); }
+  uint32_t preparation() const { return options.surveys ? kSurvey : kNorm; }
   Parts parts(size_t tensor) const {
     const int64_t n = (n_elements[tensor] + options.part_elements - 1) / options.part_elements;
     return {static_cast<size_t>(std::max<int64_t>(1, n)),
@@ -130,27 +139,54 @@ inline void list_in_turn(const PlanInput& in, Plan& plan) {
   const auto updates_from_end = [&](uint32_t tensor) {
     for (size_t chunk = plan.tensors[tensor].n_chunks; chunk-- > 0;) chunk_of(tensor, chunk, kUpdate);
   };
+  for (uint32_t tensor = 0; in.norms_first() && tensor < plan.tensors.size(); ++tensor) {
+    for (size_t chunk = 0; chunk < plan.tensors[tensor].n_chunks; ++chunk) chunk_of(tensor, chunk, kNorm);
+  }
   for (uint32_t tensor = 0; tensor < plan.tensors.size(); ++tensor) {
     const size_t n_chunks = plan.tensors[tensor].n_chunks;
-    const bool fused = n_chunks == 1 && in.takes_norm(tensor) && !in.options.wait_for_all;
-    const uint32_t kinds = fused ? kNorm | kUpdate : in.takes_norm(tensor) ? kNorm : kUpdate;
-    for (size_t chunk = 0; chunk < n_chunks; ++chunk) chunk_of(tensor, chunk, kinds);
-    if (kinds == kNorm && !in.options.wait_for_all) updates_from_end(tensor);
+    if (!in.prepares(tensor)) {
+      if (in.norms_first()) {
+        updates_from_end(tensor);
+      } else {
+        for (size_t chunk = 0; chunk < n_chunks; ++chunk) chunk_of(tensor, chunk, kUpdate);
+      }
+    } else if (n_chunks == 1) {
+      chunk_of(tensor, 0, in.preparation() | kUpdate);
+    } else {
+      for (size_t chunk = 0; chunk < n_chunks; ++chunk) chunk_of(tensor, chunk, in.preparation());
+      updates_from_end(tensor);
+    }
   }
-  for (uint32_t tensor = 0; in.options.wait_for_all && tensor < plan.tensors.size(); ++tensor) updates_from_end(tensor);
 }
 
-// Norms that are not kept come first and the updates that they leave come last, so that what is kept flows through the
-// workers without a gap. Small tensors are packed, and always kept unless all norms are waited for.
+// Norms alone, those of small tensors packed.
+inline void list_norms(const PlanInput& in, Plan& plan) {
+  DrawList norms(static_cast<size_t>(in.options.items_per_draw));
+  for (const bool small : {true, false}) {
+    for (uint32_t tensor = 0; tensor < plan.tensors.size(); ++tensor) {
+      const size_t n_chunks = plan.tensors[tensor].n_chunks;
+      if (!in.takes_norm(tensor) || (n_chunks == 1) != small) continue;
+      if (small) norms.add_small(tensor, in.parts(tensor));
+      for (size_t chunk = 0; !small && chunk < n_chunks; ++chunk) norms.add_chunk(tensor, chunk, in.parts(tensor));
+    }
+    norms.fill_up();
+  }
+  norms.emit(plan.items, 0, norms.size(), kNorm);
+}
+
+// Norms (or surveys) that are not kept come first and the updates that they leave come last, so that what is kept flows
+// through the workers without a gap. Small tensors are packed, and always kept unless all norms are waited for.
 inline void list_retaining(const PlanInput& in, Plan& plan) {
   const auto per_draw = static_cast<size_t>(in.options.items_per_draw);
   const auto most_kept = static_cast<size_t>(in.options.retained_draws);
-  const bool wait_for_all = in.options.wait_for_all;
+  const uint32_t preparation = in.preparation();
+  if (in.options.surveys && in.norms_first()) list_norms(in, plan);
   DrawList unkept(per_draw), kept(per_draw), plain(per_draw);
+  // Of a tensor that is only updated here: one whose norm is taken before is read from there.
+  DrawList& unprepared = in.norms_first() ? unkept : plain;
   for (uint32_t tensor = 0; tensor < plan.tensors.size(); ++tensor) {
     if (plan.tensors[tensor].n_chunks > 1) continue;
-    DrawList& list = !in.takes_norm(tensor) ? plain : wait_for_all ? unkept : kept;
-    list.add_small(tensor, in.parts(tensor));
+    (in.prepares(tensor) ? kept : unprepared).add_small(tensor, in.parts(tensor));
   }
   for (DrawList* const list : {&unkept, &kept, &plain}) list->fill_up();
   // Of tensors that do not fit, the first has all of the room, the next ones half of it each: one's norms are taken
@@ -159,22 +195,22 @@ inline void list_retaining(const PlanInput& in, Plan& plan) {
   for (uint32_t tensor = 0; tensor < plan.tensors.size(); ++tensor) {
     const size_t n_chunks = plan.tensors[tensor].n_chunks;
     if (n_chunks == 1) continue;
-    const bool keeps = in.takes_norm(tensor) && !wait_for_all;
+    const bool prepares = in.prepares(tensor);
     const bool fits = n_chunks <= most_kept;
-    const size_t n_kept = !keeps ? 0 : fits ? n_chunks : room;
-    if (keeps && !fits) room = most_kept / 2;
+    const size_t n_kept = !prepares ? 0 : fits ? n_chunks : room;
+    if (prepares && !fits) room = most_kept / 2;
     for (size_t chunk = 0; chunk < n_chunks; ++chunk) {
-      DrawList& list = !in.takes_norm(tensor) ? plain : chunk < n_chunks - n_kept ? unkept : kept;
+      DrawList& list = !prepares ? unprepared : chunk < n_chunks - n_kept ? unkept : kept;
       list.add_chunk(tensor, chunk, in.parts(tensor));
     }
   }
   // Where all norms are waited for, the workers keep what they read last.
   const size_t end = unkept.size();
-  const size_t split = wait_for_all ? end - std::min(end, most_kept) : end;
-  plan.items.reserve((end + split + kept.size() + plain.size()) * per_draw);
-  unkept.emit(plan.items, 0, split, kNorm);
-  unkept.emit(plan.items, split, end, kNorm | kUpdate);
-  kept.emit(plan.items, 0, kept.size(), kNorm | kUpdate);
+  const size_t split = in.norms_first() && !in.options.surveys ? end - std::min(end, most_kept) : end;
+  plan.items.reserve(plan.items.size() + (end + split + kept.size() + plain.size()) * per_draw);
+  unkept.emit(plan.items, 0, split, preparation);
+  unkept.emit(plan.items, split, end, preparation | kUpdate);
+  kept.emit(plan.items, 0, kept.size(), preparation | kUpdate);
   plain.emit(plan.items, 0, plain.size(), kUpdate);
   unkept.emit(plan.items, 0, split, kUpdate);
 }
@@ -183,6 +219,7 @@ inline Plan make_plan(const std::vector<int64_t>& n_elements, const std::vector<
                       const std::vector<bool>& needs_norm, const PlanOptions& options) {
   Plan plan;
   plan.waits_for_all = options.wait_for_all;
+  plan.surveys = options.surveys;
   plan.items_per_draw = options.items_per_draw;
   plan.tensors.reserve(n_elements.size());
   const int64_t chunk_elements = options.part_elements * options.items_per_draw;

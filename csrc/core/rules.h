@@ -4,13 +4,17 @@
 
 #include "core/rules/adam.h"
 #include "core/rules/amsgrad.h"
+#include "core/rules/lamb.h"
+#include "core/rules/lars.h"
 
 namespace bertadam {
 
 // X(rule).
 #define BERTADAM_FOR_EACH_RULE(X) \
   X(Adam)                         \
-  X(Amsgrad)
+  X(Amsgrad)                      \
+  X(Lamb)                         \
+  X(Lars)
 
 enum class RuleId : uint32_t {
 #define BERTADAM_ENUMERATOR(Rule) k##Rule,
@@ -23,10 +27,11 @@ struct RuleInfo {
   const char* name;
   int n_states;
   const char* const* state_names;
+  bool has_trust_ratio;
 };
 
 constexpr RuleInfo kRules[] = {
-#define BERTADAM_INFO(Rule) {#Rule, Rule::kNumStates, Rule::kStateNames},
+#define BERTADAM_INFO(Rule) {#Rule, Rule::kNumStates, Rule::kStateNames, Rule::kHasTrustRatio},
     BERTADAM_FOR_EACH_RULE(BERTADAM_INFO)
 #undef BERTADAM_INFO
 };

@@ -27,13 +27,19 @@ struct BiasCorrection {
 struct GroupScalars {
   double lr;                          // base learning rate, before the schedule
   double max_grad_norm;               // <= 0: no clipping
+  double clip_epsilon;                // added to the norm that it is compared with
   SplitFloat beta1, one_minus_beta1;  // the complements are taken in double
   SplitFloat beta2, one_minus_beta2;
   float eps;
-  float weight_decay;   // decoupled; <= 0: none
-  float l2_decay;       // added to the gradient; <= 0: none
-  float grad_sign;      // -1 to maximise
+  float weight_decay;  // decoupled; <= 0: none
+  float l2_decay;      // added to the gradient; <= 0: none
+  float grad_sign;     // -1 to maximise
+  float momentum;
+  float trust_coefficient;
   uint32_t needs_norm;  // its tensors are clipped or checked for non-finite gradients
+  bool normalizes;      // gradients are brought to max_grad_norm, also from below
+  bool adapts;          // its tensors have a trust ratio
+  bool nesterov;
   // Schedule multipliers by position and bias corrections by t - 1. Past the end the last entry holds. A null
   // `corrections` means no bias correction.
   const double* multipliers;

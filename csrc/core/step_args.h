@@ -41,6 +41,10 @@ struct Workspace {
   uint32_t* arrivals;      // [node] children whose sums are there; start at zero and are left so
   uint64_t* coefficients;  // [tensor], or [group] where they are clipped together: epoch << 32 | float bits
   uint64_t* postponed;     // [draw] epoch << 32 | draw: updates that a GPU's worker put off to go on with norms
+  // With surveys: the trees of a tensor's two sums, side by side in each node, and what comes of them.
+  double* survey_nodes;
+  uint32_t* survey_arrivals;
+  uint64_t* ratios;  // [tensor] epoch << 32 | float bits
 };
 
 // Written by the step, read by the user. `norms` starts as NaN; tensors that no norm is taken of keep it.
@@ -48,6 +52,7 @@ struct Statistics {
   double* norms;        // [tensor]
   double* total_norm;   // [1]
   float* coefficients;  // [tensor]
+  float* trust_ratios;  // [tensor], of a rule that has one
   int64_t* n_skipped;   // [1], updates left out since the optimizer was made
 };
 
@@ -108,6 +113,10 @@ BERTADAM_HD float code_of_step(const StepArgs& args, const Unscaling& unscale, d
   const bool found_inf = args.scaler.finds_inf != nullptr && !all_finite(sum_of_squares);
   if (unscale.skips_step || found_inf) return kSkipped;
   return args.skip_if_all_zero && sum_of_squares == 0.0 ? kNullStep : 0.0f;
+}
+
+BERTADAM_HD Clipping clipping(const StepArgs& args, const GroupScalars& group) {
+  return {group.max_grad_norm, group.clip_epsilon, group.normalizes, args.skip_nonfinite && group.needs_norm};
 }
 
 // What a stochastic store draws in this update.

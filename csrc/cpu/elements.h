@@ -5,8 +5,8 @@
 #include <cstdint>
 
 #include "core/random_bits.h"
-#include "core/rules/descent.h"
 #include "core/rules/math.h"
+#include "core/rules/new_param.h"
 #include "core/step_args.h"
 #include "core/storage.h"
 #include "cpu/worker.h"
@@ -92,10 +92,25 @@ struct Elements {
     if constexpr (kHasMaster) kept = master[i];
     const float p = Storage::load(param[i], kept);
     const IeeeMath math;
-    const float direction = Rule::update(math, group, scalars, to_float(grad[i]), p, values);
+    const float moved = new_param<Rule>(math, group, scalars, to_float(grad[i]), p, values);
     for (int k = 0; k < Rule::kNumStates; ++k) states[k][i] = values[k];
-    param[i] = Storage::store(descend(p, scalars.lr, direction), kept, bits);
+    param[i] = Storage::store(moved, kept, bits);
     if constexpr (kHasMaster) master[i] = kept;
+  }
+
+  // What a rule with a trust ratio takes the norms of: the parameter and its update.
+  BERTADAM_HD void survey(const GroupScalars& group, const TensorScalars& scalars, int64_t i, float& p,
+                          float& update) const {
+    float values[Rule::kNumStates];
+    for (int k = 0; k < Rule::kNumStates; ++k) values[k] = states[k][i];
+    Master kept{};
+    if constexpr (kHasMaster) kept = master[i];
+    p = Storage::load(param[i], kept);
+    const IeeeMath math;
+    update = Rule::survey(math, group, scalars, to_float(grad[i]), p, values);
+    if constexpr (Rule::kSurveyMovesStates) {
+      for (int k = 0; k < Rule::kNumStates; ++k) states[k][i] = values[k];
+    }
   }
 };
 
@@ -113,6 +128,26 @@ BERTADAM_HD void update_elements(const GroupScalars group, const TensorScalars s
   bits.reach(n_in_lines);
 #pragma GCC ivdep
   for (int64_t i = n_in_lines; i < n; ++i) elements.update(group, scalars, i, bits[i - n_in_lines]);
+}
+
+// The sums of squares of parameters and updates, by leaves.
+template <class Rule, class Storage, class Grad>
+BERTADAM_HD void survey_elements(const GroupScalars group, const TensorScalars scalars,
+                                 const Elements<Rule, Storage, Grad> elements, int64_t n, double* param_leaves,
+                                 double* update_leaves) {
+  for (int64_t leaf = 0; leaf * kLeafElements < n; ++leaf) {
+    float params[kLeafElements], updates[kLeafElements];
+    const int64_t begin = leaf * kLeafElements;
+    const int64_t n_in_leaf = n - begin < kLeafElements ? n - begin : kLeafElements;
+    for (int64_t line = 0; line < n_in_leaf; line += kLineElements) {
+      if (begin + line + kPrefetchElements < n) elements.prefetch(begin + line + kPrefetchElements);
+      const int64_t end = line + kLineElements < n_in_leaf ? line + kLineElements : n_in_leaf;
+#pragma GCC ivdep
+      for (int64_t i = line; i < end; ++i) elements.survey(group, scalars, begin + i, params[i], updates[i]);
+    }
+    param_leaves[leaf] = leaf_sum(params, n_in_leaf);
+    update_leaves[leaf] = leaf_sum(updates, n_in_leaf);
+  }
 }
 
 }  // namespace

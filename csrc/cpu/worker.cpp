@@ -1,7 +1,7 @@
-// Draws work items and executes them on the CPU. An update waits only for norms that are listed before it, and whoever
-// drew those is running: a step ends with any number of workers.
-// Compiled once per instruction set, with BERTADAM_ISA as the
-// namespace; everything it calls is inlined, so the copies share no symbol and give the same bits.
+// Draws work items and executes them on the CPU. An update waits only for norms and surveys that are listed before it,
+// and whoever drew those is running: a step ends with any number of workers.
+// Compiled once per instruction set, with BERTADAM_ISA as the namespace; everything it calls is inlined, so the copies
+// share no symbol and give the same bits.
 #include <fenv.h>
 #include <sched.h>
 
@@ -10,20 +10,11 @@
 #include "core/step_args.h"
 #include "core/types.h"
 #include "cpu/elements.h"
+#include "cpu/tree.h"
 #include "cpu/worker.h"
 
 namespace bertadam::cpu::BERTADAM_ISA {
 namespace {
-
-uint32_t add_one(uint32_t* counter) { return __atomic_fetch_add(counter, 1u, __ATOMIC_ACQ_REL); }
-
-// True for whoever brings the `n`-th arrival; leaves the counter at zero.
-bool arrives_last(uint32_t* arrivals, uint32_t n) {
-  if (n == 1) return true;
-  if (add_one(arrivals) + 1 < n) return false;
-  __atomic_store_n(arrivals, 0u, __ATOMIC_RELAXED);
-  return true;
-}
 
 // IEEE arithmetic with denormals whatever the thread was set to (torch.set_flush_denormal, -Ofast libraries).
 class DefaultFloatingPoint {
@@ -55,34 +46,33 @@ struct Step {
   const uint32_t epoch;
   const Unscaling unscale;
 
-  void publish(uint32_t index, float coefficient) const {
-    __atomic_store_n(&workspace.coefficients[index], tag(epoch, float_bits(coefficient)), __ATOMIC_RELEASE);
+  void publish(uint64_t* words, uint32_t index, float value) const {
+    __atomic_store_n(&words[index], tag(epoch, float_bits(value)), __ATOMIC_RELEASE);
   }
 
-  float wait_for_coefficient(uint32_t tensor) const {
-    if (!args.waits(args.tensors[tensor])) return unclipped_coefficient(unscale);
-    const uint32_t index = args.coefficient_of(tensor, args.tensors[tensor].group);
+  float wait_for(const uint64_t* words, uint32_t index) const {
     for (;;) {
-      const uint64_t word = __atomic_load_n(&workspace.coefficients[index], __ATOMIC_ACQUIRE);
+      const uint64_t word = __atomic_load_n(&words[index], __ATOMIC_ACQUIRE);
       if (has_epoch(word, epoch)) return float_from_bits(payload(word));
       sched_yield();
     }
   }
 
-  // Carries a node's sum upwards for as long as all its siblings are there; true, with the root's, at the top.
-  bool climbs_to_root(TreePosition at, double& sum) const {
-    for (; !at.is_root(); at = at.parent()) {
-      workspace.nodes[at.node()] = sum;
-      const Siblings siblings = at.siblings();
-      if (!arrives_last(&workspace.arrivals[siblings.parent], static_cast<uint32_t>(siblings.n))) return false;
-      sum = pairwise_sum(workspace.nodes + siblings.first, siblings.n);
-    }
-    return true;
+  float wait_for_coefficient(uint32_t tensor) const {
+    if (!args.waits(args.tensors[tensor])) return unclipped_coefficient(unscale);
+    return wait_for(workspace.coefficients, args.coefficient_of(tensor, args.tensors[tensor].group));
+  }
+
+  bool climbs_to_root(const TreePosition& at, double& sum) const {
+    double sums[1] = {sum};
+    const bool is_root = Tree<1>{workspace.nodes, workspace.arrivals}.climbs_to_root(at, sums);
+    sum = sums[0];
+    return is_root;
   }
 
   float coefficient(uint32_t group, double norm) const {
-    return clip_coefficient(norm, args.groups[group].max_grad_norm,
-                            args.skip_nonfinite && args.groups[group].needs_norm, unscale);
+    const GroupScalars& scalars = args.groups[group];
+    return clip_coefficient(norm, clipping(args, scalars), unscale);
   }
 
   void finish_all_norms(double total) const {
@@ -91,11 +81,14 @@ struct Step {
     if (args.scaler.finds_inf != nullptr) *args.scaler.finds_inf = all_finite(total) ? 0.0f : 1.0f;
     const float code = code_of_step(args, unscale, total);
     if (args.clip_by_total_norm) {
-      for (uint32_t i = 0; i < args.n_groups; ++i) publish(i, code < 0.0f ? code : coefficient(i, total_norm));
+      for (uint32_t i = 0; i < args.n_groups; ++i) {
+        publish(workspace.coefficients, i, code < 0.0f ? code : coefficient(i, total_norm));
+      }
       return;
     }
     for (uint32_t i = 0; i < args.n_tensors; ++i) {
-      publish(i, code < 0.0f ? code : coefficient(args.tensors[i].group, args.statistics.norms[i]));
+      const float own = coefficient(args.tensors[i].group, args.statistics.norms[i]);
+      publish(workspace.coefficients, i, code < 0.0f ? code : own);
     }
   }
 
@@ -107,7 +100,7 @@ struct Step {
     if (args.wait_for_all) {
       if (climbs_to_root({args.total_tree, index, args.n_tensors}, sum)) finish_all_norms(sum);
     } else if (has_grad) {
-      publish(index, coefficient(tensor.group, norm));
+      publish(workspace.coefficients, index, coefficient(tensor.group, norm));
     }
   }
 
@@ -133,11 +126,29 @@ struct Step {
 
   // Apart, for each type: together they would share the registers of one function.
   template <class Rule, class Storage, class Grad>
+  __attribute__((noinline)) void survey(const WorkItem& item, float coefficient) const {
+    const PlanTensor& tensor = args.tensors[item.tensor];
+    const TensorRow& row = args.rows[item.tensor];
+    const GroupScalars group = args.groups[tensor.group];
+    const int64_t begin = static_cast<int64_t>(item.part()) * kPartElements;
+    const int64_t n = std::min<int64_t>(kPartElements, tensor.n_elements - begin);
+    const Elements<Rule, Storage, Grad> elements(row, args.grads[item.tensor], begin);
+    double params[kPartLeaves], updates[kPartLeaves];
+    survey_elements(group, tensor_scalars(group, row, coefficient), elements, n, params, updates);
+    const int64_t n_leaves = (n + kLeafElements - 1) / kLeafElements;
+    double sums[2] = {pairwise_sum(params, n_leaves), pairwise_sum(updates, n_leaves)};
+    const Tree<2> tree{workspace.survey_nodes, workspace.survey_arrivals};
+    if (!tree.climbs_to_root({tensor.first_node, item.part(), tensor.n_chunks}, sums)) return;
+    publish(workspace.ratios, item.tensor, Rule::trust_ratio(group, sqrt(sums[0]), sqrt(sums[1])));
+  }
+
+  template <class Rule, class Storage, class Grad>
   __attribute__((noinline)) void update(const WorkItem& item, float coefficient) const {
     const PlanTensor& tensor = args.tensors[item.tensor];
     const TensorRow& row = args.rows[item.tensor];
     const GroupScalars group = args.groups[tensor.group];
-    const TensorScalars scalars = tensor_scalars(group, row, coefficient);
+    TensorScalars scalars = tensor_scalars(group, row, coefficient);
+    if constexpr (Rule::kHasTrustRatio) scalars.lr *= wait_for(workspace.ratios, item.tensor);
     const int64_t begin = static_cast<int64_t>(item.part()) * kPartElements;
     const int64_t n = std::min<int64_t>(kPartElements, tensor.n_elements - begin);
     const Elements<Rule, Storage, Grad> elements(row, args.grads[item.tensor], begin);
@@ -155,24 +166,33 @@ struct Step {
   }
 
   template <class Rule>
-  void update(const WorkItem& item) const {
+  void survey_or_update(const WorkItem& item) const {
     if (args.grads[item.tensor] == nullptr) return;
     const float coefficient = wait_for_coefficient(item.tensor);
     if (coefficient < 0.0f) return;
     switch (args.rows[item.tensor].types) {
-#define BERTADAM_CASE(kind, Storage, type, Grad)   \
-  case types_code(StorageKind::kind, DType::type): \
-    return update<Rule, Storage, Grad>(item, coefficient);
+#define BERTADAM_CASE(kind, Storage, type, Grad)                                  \
+  case types_code(StorageKind::kind, DType::type):                                \
+    if constexpr (Rule::kHasTrustRatio) {                                         \
+      if (item.kinds() & kSurvey) survey<Rule, Storage, Grad>(item, coefficient); \
+    }                                                                             \
+    if (item.kinds() & kUpdate) update<Rule, Storage, Grad>(item, coefficient);   \
+    return;
       BERTADAM_FOR_EACH_TYPE_ROW(BERTADAM_CASE)
 #undef BERTADAM_CASE
     }
   }
 
   // By the last worker, when nobody reads a step any more.
+  template <class Rule>
   void finish() const {
     for (uint32_t i = 0; i < args.n_tensors; ++i) {
+      if (Rule::kHasTrustRatio) args.statistics.trust_ratios[i] = NAN;
       if (args.grads[i] == nullptr) continue;
       const float coefficient = wait_for_coefficient(i);
+      if (Rule::kHasTrustRatio && !(coefficient < 0.0f)) {
+        args.statistics.trust_ratios[i] = wait_for(workspace.ratios, i);
+      }
       if (args.tensors[i].needs_norm) args.statistics.coefficients[i] = without_unscaling(coefficient, unscale);
       if (!(coefficient < 0.0f)) *args.rows[i].step += 1.0f;
       if (coefficient == kSkipped) *args.statistics.n_skipped += 1;
@@ -190,9 +210,9 @@ void work(const StepArgs& args) {
   for (uint32_t ticket; (ticket = add_one(&counters.ticket)) < args.n_draws;) {
     const WorkItem item = args.items[ticket];
     if (item.kinds() & kNorm) step.norm(item);
-    if (item.kinds() & kUpdate) step.update<Rule>(item);
+    if (item.kinds() & (kSurvey | kUpdate)) step.survey_or_update<Rule>(item);
   }
-  if (arrives_last(&counters.workers_done, args.n_workers)) step.finish();
+  if (arrives_last(&counters.workers_done, args.n_workers)) step.finish<Rule>();
 }
 
 }  // namespace

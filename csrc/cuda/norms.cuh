@@ -149,7 +149,7 @@ class NormTrees {
   // `norm`: of a tensor, or of all of them where they are clipped together.
   __device__ float coefficient(uint32_t group, double norm) {
     const GroupScalars& scalars = block_.tables.groups[group];
-    return clip_coefficient(norm, scalars.max_grad_norm, args_.skip_nonfinite && scalars.needs_norm, unscale_);
+    return clip_coefficient(norm, clipping(args_, scalars), unscale_);
   }
 
   __device__ void publish(uint32_t index, float coefficient) {

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "core/rules/clip.h"
-#include "core/rules/descent.h"
 #include "core/rules/math.h"
+#include "core/rules/new_param.h"
 #include "cuda/elements.cuh"
 #include "cuda/parts.cuh"
 #include "cuda/ranged_math.cuh"
@@ -120,7 +120,7 @@ struct Update {
         float states[Rule::kNumStates];
 #pragma unroll
         for (int k = 0; k < Rule::kNumStates; ++k) states[k] = loaded.states[k][v][j];
-        p[j] = descend(p[j], scalars.lr, Rule::update(math, group, scalars, g[j], p[j], states));
+        p[j] = new_param<Rule>(math, group, scalars, g[j], p[j], states);
 #pragma unroll
         for (int k = 0; k < Rule::kNumStates; ++k) loaded.states[k][v][j] = states[k];
       }
@@ -168,7 +168,7 @@ struct Update {
     for (int k = 0; k < Rule::kNumStates; ++k) states[k] = part.states[k][i];
     const auto updated = [&](float p) {
       const IeeeMath math;
-      return descend(p, scalars.lr, Rule::update(math, group, scalars, g, p, states));
+      return new_param<Rule>(math, group, scalars, g, p, states);
     };
     Types::with_storage(part.types, [&](auto storage) {
       using Storage = decltype(storage);

@@ -15,6 +15,7 @@ namespace bertadam {
 struct Adam {
   static constexpr int kNumStates = 2;
   static constexpr const char* kStateNames[kNumStates] = {"exp_avg", "exp_avg_sq"};
+  static constexpr bool kHasTrustRatio = false;
 
   // Updates the states in place and returns the update before the learning rate. `math`: see math.h. Every operation is
   // rounded once, in this order, on every backend: m is within 1.5 ulp of its larger addend, v within 1 ulp.

@@ -12,6 +12,7 @@ namespace bertadam {
 struct Amsgrad {
   static constexpr int kNumStates = 3;
   static constexpr const char* kStateNames[kNumStates] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
+  static constexpr bool kHasTrustRatio = false;
 
   template <class Math>
   BERTADAM_HD static float update(Math& math, const GroupScalars& group, const TensorScalars& tensor, float raw_grad,

@@ -1,6 +1,7 @@
 // What a gradient is multiplied by: clipping by norm, the treatment of non-finite gradients, and unscaling.
-// c = min(1, max_norm / (norm + 1e-6)) as torch.nn.utils.clip_grad_norm_ has it, and c / scale for gradients of a loss
-// that torch.amp.GradScaler has multiplied by `scale`; in double, rounded once.
+// c = min(1, max_norm / (norm + epsilon)), with 1e-6 as torch.nn.utils.clip_grad_norm_ has it, or 0 as LAMB's
+// pre-normalisation (apex FusedLAMB); and c / scale for gradients of a loss that torch.amp.GradScaler has multiplied by
+// `scale`; in double, rounded once.
 #pragma once
 
 #include <float.h>
@@ -10,8 +11,8 @@
 
 namespace bertadam {
 
-// What a worker is told about a tensor's update: a coefficient >= 0, at most 1 / scale (or NaN, where non-finite
-// gradients propagate), or one of these codes.
+// What a worker is told about a tensor's update: a coefficient >= 0 (or NaN, where non-finite gradients propagate), or
+// one of these codes.
 constexpr float kSkipped = -1.0f;   // leave everything as it is and count the skip
 constexpr float kNullStep = -2.0f;  // leave everything as it is: a step that does not count
 
@@ -46,12 +47,21 @@ BERTADAM_HD float unclipped_coefficient(const Unscaling& unscale) {
   return unscale.skips_step ? kSkipped : static_cast<float>(unscale.inverse_scale);
 }
 
+struct Clipping {
+  double max_grad_norm;  // <= 0: none
+  double epsilon;
+  bool normalizes;  // also gradients of a smaller norm are brought to max_grad_norm
+  bool skips_nonfinite;
+};
+
 // `norm`: see gradient_norm.
-BERTADAM_HD float clip_coefficient(double norm, double max_grad_norm, bool skip_nonfinite, const Unscaling& unscale) {
+BERTADAM_HD float clip_coefficient(double norm, const Clipping& clipping, const Unscaling& unscale) {
   if (unscale.skips_step) return kSkipped;
-  if (skip_nonfinite && !all_finite(norm)) return kSkipped;
-  const double coefficient = max_grad_norm > 0.0 ? max_grad_norm / (norm + 1e-6) : 1.0;
-  return static_cast<float>((coefficient >= 1.0 ? 1.0 : coefficient) * unscale.inverse_scale);  // a NaN stays a NaN
+  if (clipping.skips_nonfinite && !all_finite(norm)) return kSkipped;
+  double coefficient = clipping.max_grad_norm > 0.0 ? clipping.max_grad_norm / (norm + clipping.epsilon) : 1.0;
+  const bool grows = clipping.normalizes && coefficient < HUGE_VAL;
+  if (coefficient >= 1.0 && !grows) coefficient = 1.0;  // a NaN stays a NaN
+  return static_cast<float>(coefficient * unscale.inverse_scale);
 }
 
 }  // namespace bertadam
