@@ -1,13 +1,15 @@
-"""BertAdam, Adam and AdamW for PyTorch: one CUDA launch per step, and a CPU backend, bit for bit.
+"""BertAdam, Adam, AdamW, LAMB and LARS for PyTorch: one CUDA launch per step, and a CPU backend.
 
-Importing the package does not load the compiled part; the first optimizer that is constructed does.
-`python -m bertadam_cuda` prints what is installed and tests it.
+The two compute the same bits. Importing the package does not load the compiled part; the first
+optimizer that is constructed does. `python -m bertadam_cuda` prints what is installed and tests it.
 """
 
 from . import amp
 from ._version import __version__
 from .adam import Adam, AdamW
 from .bert_adam import BertAdam
+from .lamb import LAMB
+from .lars import LARS
 from .param_groups import param_groups_layer_decay, param_groups_weight_decay, scale_lr
 from .schedules import (
     SCHEDULES,
@@ -20,6 +22,8 @@ from .schedules import (
 )
 
 __all__ = [
+    "LAMB",
+    "LARS",
     "SCHEDULES",
     "Adam",
     "AdamW",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import _masters
 from ._checkpoint_layouts import HERE, STARTS, SavedState, read
-from ._checkpoint_values import checked_counters, checked_master, checked_state
+from ._checkpoint_values import checked_counters, checked_master, checked_state, scaled
 
 
 class _Loadable(Protocol):
@@ -53,10 +53,11 @@ def load(optimizer: _Loadable, state_dict: dict[str, Any]) -> None:
     """Load `state_dict` in place, or raise and leave the optimizer as it is.
 
     The layout is recognised: this package's own, BertAdam of DeepSpeedExamples and of
-    pytorch-pretrained-BERT ('next_m', 'next_v'), torch Adam/AdamW, apex FusedAdam. Where the file
-    is of the same family (BertAdam's, or Adam's and AdamW's, torch's among them), its group
-    settings win and missing ones stay; of others, and of apex, only moments and steps are taken,
-    with one warning. Where a layout says nothing of a schedule's start, it is 0.
+    pytorch-pretrained-BERT ('next_m', 'next_v'), torch Adam/AdamW and SGD, apex FusedAdam and
+    FusedLAMB. Where the file is of the same family (BertAdam's, Adam's and AdamW's with torch's
+    among them, LAMB's, LARS'), its group settings win and missing ones stay; of others, of apex and
+    of SGD, only moments and steps are taken, with one warning. Where a layout says nothing of a
+    schedule's start, it is 0. SGD's buffers, for LARS, are multiplied by the file's lr.
 
     A parameter without an entry in the file gets the zero state with step 0 if it has a state
     now, and stays without one if not. Moments of another floating dtype are converted.
@@ -181,6 +182,8 @@ def _checked_writes(
             param_id += 1
             current = optimizer.state.get(param) or {}
             if entry is not None:
+                for key, factor in new.factors.items():
+                    entry[key] = scaled(entry[key], factor, label)
                 moments = {
                     key: _apart(checked_state(key, entry[key], param, current, label), own_memory)
                     for key in names

@@ -22,7 +22,7 @@ STARTS = ("schedule_start", "bias_correction_start")
 #: did.
 HERE = (
     *("master_weights", "stochastic_rounding"),
-    *("foreach", "fused", "capturable", "differentiable"),
+    *("foreach", "fused", "capturable", "differentiable", "set_grad_none"),
 )
 
 
@@ -39,20 +39,36 @@ class Layout:
     #: A setting by which an optimizer is known to have the same ones as the file, whose then win.
     #: None: moments and steps only.
     dialect: str | None = "b1"
-    step_in_group: bool = False
+    #: Where the steps are: in the 'state' of a parameter, in its 'group', or 'nowhere'.
+    steps: str = "state"
+    #: States that have the learning rate in them here and not in the file.
+    times_lr: tuple[str, ...] = ()
+    #: What else is to be said where moments and steps only are taken.
+    note: str | None = None
 
 
 OWN = Layout("bertadam_cuda BertAdam", optional=(*STARTS, *_masters.KEYS))
 REFERENCE = Layout("BertAdam", names={"exp_avg": "next_m", "exp_avg_sq": "next_v"})
 _AMSGRAD = {
-    "max_exp_avg_sq": "AMSGrad's running maximum is left out, because BertAdam divides by the "
-    "root of exp_avg_sq itself"
+    "max_exp_avg_sq": "AMSGrad's running maximum is left out, because this optimizer divides by "
+    "the root of exp_avg_sq itself"
 }
-OWN_ADAM = replace(OWN, title="bertadam_cuda Adam/AdamW", ignored=_AMSGRAD, dialect="betas")
-TORCH = Layout("torch Adam/AdamW", ignored=_AMSGRAD, dialect="betas")
+_ADAM = "decoupled_weight_decay"
+OWN_ADAM = replace(OWN, title="bertadam_cuda Adam/AdamW", ignored=_AMSGRAD, dialect=_ADAM)
+OWN_LAMB = replace(OWN, title="bertadam_cuda LAMB", dialect="use_nvlamb")
+OWN_LARS = replace(OWN, title="bertadam_cuda LARS", dialect="trust_coefficient")
+TORCH = Layout("torch Adam/AdamW", ignored=_AMSGRAD, dialect=_ADAM)
+SGD = Layout(
+    "torch SGD",
+    dialect=None,
+    steps="nowhere",
+    times_lr=("momentum_buffer",),
+    note="The buffers are multiplied by the file's lr, and steps begin at 0, since SGD counts none",
+)
 #: apex keeps its masters outside of the state dict. TransformerEngine's FusedAdam has the same
 #: layout and 'master_param' in it, as int16 where it stores remainders: see `_entry`.
-APEX = Layout("apex FusedAdam", optional=(_masters.MASTER_PARAM,), dialect=None, step_in_group=True)
+APEX = Layout("apex FusedAdam", optional=(_masters.MASTER_PARAM,), dialect=None, steps="group")
+APEX_LAMB = replace(APEX, title="apex FusedLAMB")
 
 
 @dataclass(frozen=True)
@@ -61,10 +77,12 @@ class SavedGroup:
 
     settings: what is to be taken over, without 'params'; copies.
     entries: per parameter its state under the names used here, or None if the file has none.
+    factors: what states are to be multiplied by; not checked.
     """
 
     settings: dict[str, Any]
     entries: list[dict[str, Any] | None]
+    factors: dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -98,7 +116,8 @@ def read(
     """
     groups, state = _structure(state_dict, where)
     layout = _recognise(groups, state, where)
-    left_out = [
+    left_out = [layout.note] if layout.note else []
+    left_out += [
         reason
         for key, reason in layout.ignored.items()
         if any(key in entry for entry in state.values())
@@ -123,7 +142,8 @@ def read(
             for i, param in enumerate(group["params"])
         ]
         n_before += len(entries)
-        saved.append(SavedGroup(settings[group_id], entries))
+        factors = dict.fromkeys(layout.times_lr, group.get("lr"))
+        saved.append(SavedGroup(settings[group_id], entries, factors))
     return SavedState(layout, saved, left_out, has_settings)
 
 
@@ -184,17 +204,23 @@ def _recognise(
         # Before its first step a file of the original differs only in the settings it lacks.
         own = any(state.values()) or any("on_nonfinite" in group for group in groups)
         return OWN if own else REFERENCE
+    if groups and all("trust_coefficient" in group for group in groups):
+        return OWN_LARS
+    if groups and all({"lr", "momentum", "dampening"} <= group.keys() for group in groups):
+        return SGD
     if groups and all("betas" in group for group in groups):
         if any("on_nonfinite" in group for group in groups):
-            return OWN_ADAM
+            return OWN_LAMB if any("use_nvlamb" in group for group in groups) else OWN_ADAM
+        if any("grad_averaging" in group for group in groups):
+            return APEX_LAMB
         in_group = any("step" in group for group in groups)
         in_state = any("step" in entry for entry in state.values())
         return APEX if in_group and not in_state else TORCH
     found = sorted({str(key) for group in groups for key in group} - {"params"})
     raise ValueError(
         f"{where}: unknown layout, the file's groups have {_listed(found)}; known are "
-        "BertAdam ('b1', 'b2', 'e'), Adam, AdamW, torch Adam/AdamW and apex FusedAdam "
-        "('betas', 'eps')"
+        "BertAdam ('b1', 'b2', 'e'), Adam, AdamW, LAMB, torch Adam/AdamW and apex FusedAdam and "
+        "FusedLAMB ('betas', 'eps'), LARS and torch SGD ('momentum')"
     )
 
 
@@ -204,15 +230,16 @@ def _entry(
     form: tuple[Layout, Mapping[str, str]],
     where: str,
 ) -> dict[str, Any] | None:
-    if not entry:
-        # The original's get_lr() leaves empty entries behind: no state, as if there were none.
+    if not entry or all(value is None for value in entry.values()):
+        # The original's get_lr() leaves empty entries behind, and torch's SGD without momentum
+        # some of None: no state, as if there were none.
         return None
     layout, keys = form
-    needed = [*keys.values()] if layout.step_in_group else ["step", *keys.values()]
+    needed = ["step", *keys.values()] if layout.steps == "state" else [*keys.values()]
     known = {*needed, *layout.optional, *layout.ignored}
     missing = [key for key in needed if key not in entry]
     unknown = [key for key in entry if key not in known]
-    if layout.step_in_group and "step" not in group:
+    if layout.steps == "group" and "step" not in group:
         missing.append("step (of its group)")
     if missing or unknown:
         found = [f"lacks {_listed(missing)}"] if missing else []
@@ -222,10 +249,10 @@ def _entry(
         )
     optional = {key: entry[key] for key in layout.optional if key in entry}
     master = optional.get(_masters.MASTER_PARAM)
-    if layout is APEX and getattr(master, "dtype", None) == torch.int16:
+    if layout.steps == "group" and getattr(master, "dtype", None) == torch.int16:
         optional[_masters.PARAM_REMAINDER] = optional.pop(_masters.MASTER_PARAM)
     return {
-        "step": group["step"] if layout.step_in_group else entry["step"],
+        "step": {"state": entry, "group": group}.get(layout.steps, {}).get("step", 0),
         **{name: entry[key] for name, key in keys.items()},
         **optional,
     }

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ._checkpoint_layouts import STARTS
 from ._masters import MASTER_PARAM, PARAM_REMAINDER
+from ._settings import check_number
 
 #: A float32 counter is exact below this.
 _STEP_LIMIT = 2**24
@@ -100,6 +101,18 @@ def _check_range(key: str, value: Tensor, dtype: torch.dtype, label: str) -> Non
         )
     if low < 0 and key in _NON_NEGATIVE:
         raise ValueError(f"{label} {key} has the negative value {low}, expected none below 0")
+
+
+def scaled(value: object, lr: Any, label: str) -> object:
+    """Return `value` times `lr`, in float64; what is no tensor of numbers as it is.
+
+    Raises: TypeError or ValueError where `lr` is not a finite number >= 0.
+    """
+    number = lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 else lr
+    check_number(number, "lr of its group", label.removesuffix(":"), least=0.0)
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    return value.detach().double() * number
 
 
 def checked_counters(entry: Mapping[str, Any], label: str) -> dict[str, float]:

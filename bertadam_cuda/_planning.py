@@ -41,7 +41,7 @@ class Planning:
         raise NotImplementedError
 
     def _rule_settings(self, group: dict[str, Any]) -> dict[str, float]:
-        """Return beta1, beta2, eps, weight_decay (and l2_decay) of a group under these names."""
+        """Return what `StepPlan.set_group` takes of a group for this rule, under its names."""
         raise NotImplementedError
 
     def _check_rule(self, group: dict[str, Any], where: str) -> None:

@@ -60,9 +60,13 @@ class Statistics:
         return torch.stack([count.to(counts[0].device) for count in counts]).sum()
 
     @property
-    def trust_ratios(self) -> None:
-        """None: this optimizer has no trust ratio."""
-        return None
+    def trust_ratios(self) -> Tensor | None:
+        """Factors of the last step's updates that LAMB and LARS took from norms: float32.
+
+        Like `grad_norms`, but NaN where no update was made; 1 where a group asks for none. None:
+        this optimizer has no trust ratio.
+        """
+        return self._per_parameter([plan.trust_ratios for plan in self._plans])
 
     def _per_parameter(self, values: list[Tensor | None]) -> Tensor | None:
         """Bring the plans' values into the order of param_groups."""

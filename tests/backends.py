@@ -79,7 +79,8 @@ class Twin:
         tensors: list[Tensor] = []
         for param in self.params:
             tensors += [param.detach(), *self.opt.state[param].values()]
-        statistics = [self.opt.grad_norms, self.opt.grad_norm, self.opt.clip_coefs]
+        opt = self.opt
+        statistics = [opt.grad_norms, opt.grad_norm, opt.clip_coefs, opt.trust_ratios]
         tensors += [t for t in statistics if t is not None]
         return [as_integers(t) for t in [*tensors, self.opt.skipped]]
 

@@ -60,9 +60,10 @@ def run(
     n_steps: int = 4,
     workers: int = 0,
     retained_draws: int = -1,
+    kind: type[Twin] = Twin,
     **settings: Any,
 ) -> list[Tensor]:
-    twin = Twin(copy.deepcopy(params), device, **settings)
+    twin = kind(copy.deepcopy(params), device, **settings)
     for param in twin.params:
         param.grad_dtype = None
     for step in range(n_steps):

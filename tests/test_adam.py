@@ -11,7 +11,7 @@ from adam_cases import CLASSES, STATES, Pair, all_options, clones, make_params, 
 from oracle import expected_multiplier
 from torch import nn
 
-from bertadam_cuda import Adam, AdamW, BertAdam, _ext
+from bertadam_cuda import LAMB, LARS, Adam, AdamW, BertAdam, _ext
 from bertadam_cuda._masters import join
 from bertadam_cuda.reference import adam_step, clip_coefficient, gradient_norm
 
@@ -168,7 +168,8 @@ def test_masters_are_the_parameters_of_a_float32_run(mode: str, amsgrad: bool) -
 def test_every_rule_belongs_to_a_class_and_names_its_states() -> None:
     """What the binary lists is what the classes choose from, and what their states hold."""
     chosen = set()
-    for opt in (Adam([one()]), Adam([one()], amsgrad=True), AdamW([one()]), BertAdam([one()], 0.1)):
+    plain = (Adam([one()]), Adam([one()], amsgrad=True), AdamW([one()]), BertAdam([one()], 0.1))
+    for opt in (*plain, LAMB([one()]), LARS([one()], 0.1)):
         rule = opt._rule_name(opt.param_groups)
         opt.step()
         (state,) = opt.state.values()

@@ -11,6 +11,8 @@ import pytest
 import bertadam_cuda.adam
 import bertadam_cuda.amp
 import bertadam_cuda.bert_adam
+import bertadam_cuda.lamb
+import bertadam_cuda.lars
 import bertadam_cuda.param_groups
 import bertadam_cuda.schedules
 
@@ -19,6 +21,8 @@ MODULES = (
     bertadam_cuda.adam,
     bertadam_cuda.amp,
     bertadam_cuda.bert_adam,
+    bertadam_cuda.lamb,
+    bertadam_cuda.lars,
     bertadam_cuda.param_groups,
     bertadam_cuda.schedules,
 )
@@ -29,7 +33,7 @@ def test_examples_in_docstrings(module: object) -> None:
     assert doctest.testmod(module, verbose=False).failed == 0  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["Adam", "AdamW", "BertAdam"])
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "BertAdam", "LAMB", "LARS"])
 def test_an_optimizer_has_an_example(name: str) -> None:
     text = getattr(bertadam_cuda, name).__doc__
     assert text is not None

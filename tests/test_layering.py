@@ -29,12 +29,17 @@ TORCH_HEADER = re.compile(r"(torch|ATen|c10|pybind11)/|Python\.h")
 CUDA_HEADER = re.compile(
     r"(cuda|cub|thrust|nv|cooperative_groups)/|(cuda|cooperative_groups|nv|vector_types)\w*\.h"
 )
-RULE_MAY_INCLUDE = {"core/portable.h", "core/scalars.h", "core/rules/adam.h"}
+RULE_MAY_INCLUDE = {
+    "core/portable.h",
+    "core/scalars.h",
+    "core/rules/adam.h",
+    "core/rules/descent.h",
+}
 
 # Modules of the package that may load the compiled part; below them nothing may reach it.
 LOADERS = {"_ext", "_optimizer", "__main__"}
 PURE = {"reference", "schedules"}
-CLASSES = {"adam", "bert_adam"}
+CLASSES = {"adam", "bert_adam", "lamb", "lars"}
 
 
 def includes(text: str) -> list[tuple[str, bool]]:
@@ -68,8 +73,8 @@ def ours_in(text: str) -> set[str]:
 
 
 def rule_faults(path: str, text: str) -> list[str]:
-    """A rule knows mathematics: of ours it includes the host/device macro, the scalars, and
-    Adam, which others vary.
+    """A rule knows mathematics: of ours it includes the host/device macro, the scalars, Adam,
+    which others vary, and how a parameter is moved.
     """
     if not path.startswith("csrc/core/rules/"):
         return []
@@ -186,6 +191,8 @@ def test_sources_keep_to(rule: Rule, paths: list[Path]) -> None:
         (upward_faults, "bertadam_cuda/reference.py", "from . import _optimizer"),
         (upward_faults, "bertadam_cuda/schedules.py", "from ._ext import load"),
         (upward_faults, "bertadam_cuda/amp.py", "from .bert_adam import BertAdam"),
+        (upward_faults, "bertadam_cuda/_statistics.py", "from .lamb import LAMB"),
+        (upward_faults, "bertadam_cuda/_planning.py", "from . import lars"),
         (binary_faults, "bertadam_cuda/amp.py", "from ._ext import load"),
     ],
 )
