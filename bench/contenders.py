@@ -65,6 +65,7 @@ class Contender:
     rounding: of its clipping.
     scaled: whether its gradients carry a loss scale, which its builder gets as second argument.
     rounds_every_operation: to the dtype of the storage, instead of what it stores.
+    optimizer: whose formulas it computes, 'adam' or 'lamb'.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Contender:
     rounding: Rounding = EXACT
     scaled: bool = False
     rounds_every_operation: bool = False
+    optimizer: str = "adam"
 
     @property
     def label(self) -> str:
