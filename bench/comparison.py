@@ -69,6 +69,13 @@ def train_all(
     return runs
 
 
+def held_out(run: Curves, base: Curves) -> str:
+    """One line: its last held-out loss, and how far that is from the base's."""
+    loss = run.held_out_losses[-1]
+    line = f"{run.label:<26} held out {loss:.4f} nats"
+    return line if run is base else f"{line}, {loss - base.held_out_losses[-1]:+.4f}"
+
+
 def judge(ours: Curves, references: Sequence[Curves]) -> int:
     """Print the distances of the curves; returns 1 if ours is outside the allowed band."""
     distance, held_out = largest_difference(ours, references[0])

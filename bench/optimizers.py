@@ -23,6 +23,9 @@ from bertadam_cuda.param_groups import param_groups_weight_decay
 
 BETAS = (0.9, 0.999)
 EPS = 1e-6
+#: So that one lr fits adapted tensors and the others; LARS's own 0.001 wants an lr of about 1,
+#: which plain momentum on biases does not stand.
+TRUST_COEFFICIENT = 1.0
 
 
 @dataclass
@@ -110,22 +113,25 @@ def lr_multiplier(settings: Settings) -> Callable[[int], float]:
 
 
 def _bertadam(groups: list[dict[str, Any]], settings: Settings) -> Stepper:
-    optimizer = bertadam_cuda.BertAdam(
-        groups, **_our_settings(settings), max_grad_norm=_limit(settings), clip=_norm_kind(settings)
-    )
-    return _ours(optimizer, settings)
+    return _ours(bertadam_cuda.BertAdam(groups, **_our_settings(settings)), settings)
 
 
 def _adamw(groups: list[dict[str, Any]], settings: Settings) -> Stepper:
-    optimizer = bertadam_cuda.AdamW(
-        groups,
-        **_our_settings(settings),
-        betas=BETAS,
-        eps=EPS,
-        max_grad_norm=_limit(settings),
-        clip=_norm_kind(settings),
-    )
-    return _ours(optimizer, settings)
+    more = {"betas": BETAS, "eps": EPS, **_our_settings(settings)}
+    return _ours(bertadam_cuda.AdamW(groups, **more), settings)
+
+
+def _lamb(groups: list[dict[str, Any]], settings: Settings) -> Stepper:
+    more = {"betas": BETAS, "eps": EPS, **_our_settings(settings)}
+    use_nvlamb = settings.optimizer == "nvlamb"
+    return _ours(bertadam_cuda.LAMB(groups, use_nvlamb=use_nvlamb, **more), settings)
+
+
+def _lars(groups: list[dict[str, Any]], settings: Settings) -> Stepper:
+    """Biases and norms are not adapted, so that their lr is that of plain momentum."""
+    decayed, rest = groups
+    more = {"trust_coefficient": TRUST_COEFFICIENT, **_our_settings(settings)}
+    return _ours(bertadam_cuda.LARS([decayed, {**rest, "adapt": False}], **more), settings)
 
 
 def _our_settings(settings: Settings) -> dict[str, Any]:
@@ -140,6 +146,8 @@ def _our_settings(settings: Settings) -> dict[str, Any]:
         "master_weights": None if settings.master_weights == "none" else settings.master_weights,
         "stochastic_rounding": settings.stochastic_rounding,
         "rounding_seed": settings.seed,
+        "max_grad_norm": _limit(settings),
+        "clip": _norm_kind(settings),
     }
 
 
@@ -181,6 +189,9 @@ def _apex(groups: list[dict[str, Any]], settings: Settings) -> Stepper:
 BUILDERS: dict[str, Callable[[list[dict[str, Any]], Settings], Stepper]] = {
     "bertadam": _bertadam,
     "adamw": _adamw,
+    "lamb": _lamb,
+    "nvlamb": _lamb,
+    "lars": _lars,
     "reference": _reference,
     "torch": _torch,
     "apex": _apex,

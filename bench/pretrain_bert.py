@@ -6,6 +6,7 @@
     python bench/pretrain_bert.py --phase2-steps 100     then sequences of four times the length
     python bench/pretrain_bert.py --compare reference    against a plain PyTorch BertAdam
     python bench/pretrain_bert.py --compare storage      bf16, three ways, against fp32
+    python bench/pretrain_bert.py --compare normalization    NVLAMB with and without it
     python bench/pretrain_bert.py --profile              the optimizers' share of an iteration
 
 Without --corpus the text is the English that this Python carries; nothing is downloaded. Written
@@ -36,7 +37,10 @@ USED_BY_PROFILE = {
     *("master_weights", "seed"),
 }
 #: How the messages begin of those who explain what to do; other errors end in a traceback.
-EXPLAINED = ("pretrain_bert", "corpus", "vocabulary", "BertAdam", "AdamW", "bertadam")
+EXPLAINED = (
+    *("pretrain_bert", "corpus", "vocabulary", "bertadam"),
+    *("BertAdam", "AdamW", "LAMB", "LARS"),
+)
 NEEDED = ("torch", "numpy", "transformers", "tokenizers", "matplotlib", "tqdm")
 
 
@@ -74,11 +78,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def launch(options: argparse.Namespace) -> int:
-    import comparison
     import pretraining
-    import storage_comparison
     from pretrain_options import changed
-    from settings import Settings, complete
+    from settings import Settings
 
     names = Settings.__dataclass_fields__
     given: dict[str, Any] = {key: value for key, value in vars(options).items() if key in names}
@@ -90,6 +92,8 @@ def launch(options: argparse.Namespace) -> int:
         return launch_profile(options, given)
     if unused := changed(options, PROFILE_ONLY):
         raise ValueError(f"pretrain_bert: {', '.join(unused)}: only with --profile")
+    if options.compare != "normalization" and changed(options, ("adam_lr",)):
+        raise ValueError("pretrain_bert: --adam-lr: only with --compare normalization")
     if options.compare is None:
         pretraining.pretrain(
             given,
@@ -106,12 +110,23 @@ def launch(options: argparse.Namespace) -> int:
             "pretrain_bert: --compare runs from the start to the end; leave out --resume,"
             " --checkpoint and --stop-after"
         )
+    if options.compare != "reference" and changed(options, ("reference_runs",)):
+        raise ValueError("pretrain_bert: --reference-runs: only with --compare reference")
+    return launch_comparison(options, given)
+
+
+def launch_comparison(options: argparse.Namespace, given: dict[str, Any]) -> int:
+    import comparison
+    import normalization_comparison
+    import storage_comparison
+    from settings import complete
+
+    text = (options.corpus, options.out)
     if options.compare == "storage":
-        if changed(options, ("reference_runs",)):
-            raise ValueError("pretrain_bert: --reference-runs: only with --compare reference")
-        return storage_comparison.compare(given, options.corpus, options.out)
-    settings = complete(given)
-    return comparison.compare(settings, options.corpus, options.out, options.reference_runs)
+        return storage_comparison.compare(given, *text)
+    if options.compare == "normalization":
+        return normalization_comparison.compare(given, *text, options.adam_lr)
+    return comparison.compare(complete(given), *text, options.reference_runs)
 
 
 def launch_profile(options: argparse.Namespace, given: dict[str, Any]) -> int:

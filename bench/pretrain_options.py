@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMPARISONS = {
     "reference": "our optimizer and the plain loop",
     "storage": "fp32, and bf16 with a remainder, with stochastic rounding and with neither",
+    "normalization": "NVLAMB, NVLAMB without normalized gradients, and BertAdam, on large batches",
 }
 
 
@@ -108,11 +109,12 @@ def add_phases(more: argparse._ArgumentGroup) -> None:
 def add_optimizer(rule: argparse._ArgumentGroup) -> None:
     rule.add_argument("--optimizer", choices=OPTIMIZERS)
     rule.add_argument("--lr", type=float)
+    rule.add_argument("--adam-lr", type=float, help="of BertAdam in --compare normalization")
     rule.add_argument("--schedule", choices=tuple(SCHEDULES))
     rule.add_argument("--schedule-args", type=schedule_argument, nargs="+", metavar="KEY=NUMBER")
     rule.add_argument("--warmup", type=float, help="fraction of the steps, or -1 for none")
     rule.add_argument("--clip", choices=CLIPS)
-    rule.add_argument("--max-grad-norm", type=float)
+    rule.add_argument("--max-grad-norm", type=float, help="limit of the norm; 0 for none")
     rule.add_argument("--weight-decay", type=float)
     rule.add_argument(
         "--master-weights",

@@ -18,7 +18,7 @@ from storage import MASTERS
 from bertadam_cuda.schedules import validate
 
 #: Those of this package, which clip, schedule and keep masters themselves.
-OURS = ("bertadam", "adamw")
+OURS = ("bertadam", "adamw", "lamb", "nvlamb", "lars")
 OPTIMIZERS = (*OURS, "reference", "torch", "apex")
 CLIPS = ("per_tensor", "global", "none")
 #: What each dtype is trained with unless asked otherwise: what loses nothing, in the least memory.
@@ -63,6 +63,12 @@ ON_SMALL_GPU: Preset = {
     "autocast": True,
 }
 ON_GPU: Preset = {**ON_SMALL_GPU, "size": "base", "batch": 256, "lr": 2e-4}
+#: What replaces the presets' values: here lr is the relative change of a tensor per step.
+FOR_OPTIMIZER: dict[str, Preset] = {
+    "lamb": {"clip": "global", "lr": 4e-3},
+    "nvlamb": {"clip": "global", "lr": 4e-3},
+    "lars": {"clip": "global", "lr": 4e-3},
+}
 #: Smallest and largest value of a setting; numbers that are not finite are refused as well.
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("batch", "phase2_batch", "accumulate", "steps"), (1, math.inf)),
@@ -168,12 +174,12 @@ def _check_storage(settings: Settings) -> None:
         )
     elif dtype == "fp16" and settings.optimizer not in OURS:
         reason = (
-            f"{with_dtype} is for --optimizer {' or '.join(OURS)}; {settings.optimizer} keeps"
+            f"{with_dtype} is for --optimizer {', '.join(OURS)}; {settings.optimizer} keeps"
             " moments in fp16, where the squares of most gradients are 0. Use --dtype bf16"
         )
     elif (master != "none" or settings.stochastic_rounding) and settings.optimizer not in OURS:
         reason = (
-            f"--master-weights and --stochastic-rounding are for --optimizer {' or '.join(OURS)},"
+            f"--master-weights and --stochastic-rounding are for --optimizer {', '.join(OURS)},"
             f" not for {settings.optimizer}"
         )
     elif master not in MASTERS[dtype]:
@@ -202,6 +208,7 @@ def complete(given: Mapping[str, Any]) -> Settings:
     chosen = {name: value for name, value in given.items() if value is not None}
     device = chosen.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = {**COMMON, **device_preset(parsed_device(device))}
+    settings |= FOR_OPTIMIZER.get(chosen.get("optimizer", ""), {})
     if "dtype" in chosen:
         settings["autocast"] = False  # the preset's is for the preset's dtype
     settings |= {**chosen, "device": device}

@@ -16,6 +16,11 @@ MICRO = [
     *("--device", "cpu", "--vocab-size", "200", "--seq-len", "16", "--batch", "8"),
     *("--steps", "20", "--eval-every", "5", "--lr", "1e-2"),
 ]
+#: Of each optimizer for such a run: layerwise ones change a tensor by a part of its length.
+LR = {
+    **dict.fromkeys(("bertadam", "adamw", "reference", "torch"), 1e-2),
+    **dict.fromkeys(("lamb", "nvlamb", "lars"), 0.1),
+}
 
 
 def write_corpus(file: Path, seed: int = 0) -> Path:

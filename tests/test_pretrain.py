@@ -12,6 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 import pretrain_bert
 from pretrain_cases import (
+    LR,
     MICRO,
     PIECES,
     Program,
@@ -31,11 +32,11 @@ pytest_plugins = ("pretrain_program",)
 DECAY = ("decay_rate=0.9", "decay_steps=2")
 
 
-@pytest.mark.parametrize("optimizer", ["bertadam", "reference", "torch"])
+@pytest.mark.parametrize("optimizer", LR)
 def test_every_optimizer_trains_and_leaves_a_log_and_a_figure(
     program: Program, tmp_path: Path, optimizer: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert program("--optimizer", optimizer) == 0
+    assert program("--optimizer", optimizer, "--lr", LR[optimizer]) == 0
     records = read_log(tmp_path / "out" / "log.jsonl")
     start, end = records[0], records[-1]
     assert (start["event"], end["event"]) == ("start", "end")
@@ -54,7 +55,7 @@ def test_every_optimizer_trains_and_leaves_a_log_and_a_figure(
     assert held_out[20] < held_out[0] - 0.5
     lrs = [record["lr"] for record in records if record["event"] == "train"]
     assert lrs[0] == 0.0
-    assert lrs[2] == max(lrs) == pytest.approx(0.9 * 1e-2)
+    assert lrs[2] == max(lrs) == pytest.approx(0.9 * LR[optimizer])
     assert (tmp_path / "out" / "losses.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert f"{held_out[20]:.3f} at step 20" in printed
@@ -87,7 +88,7 @@ def test_missing_apex_is_explained(
     ],
     ids=["global-autocast", "bf16", "none-cosine", "schedule-args"],
 )
-@pytest.mark.parametrize("optimizer", ["bertadam", "reference", "torch"])
+@pytest.mark.parametrize("optimizer", LR)
 def test_other_settings_reach_the_run(
     program: Program, tmp_path: Path, optimizer: str, more: tuple[object, ...]
 ) -> None:
@@ -114,7 +115,7 @@ def test_help_names_the_sizes_of_the_models(capsys: pytest.CaptureFixture[str]) 
 # Stopped and resumed
 
 
-@pytest.mark.parametrize("optimizer", ["bertadam", "reference", "torch"])
+@pytest.mark.parametrize("optimizer", LR)
 def test_resumed_run_equals_the_uninterrupted_one(
     program: Program, tmp_path: Path, optimizer: str
 ) -> None:
