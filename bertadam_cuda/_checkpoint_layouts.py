@@ -251,8 +251,9 @@ def _entry(
     master = optional.get(_masters.MASTER_PARAM)
     if layout.steps == "group" and getattr(master, "dtype", None) == torch.int16:
         optional[_masters.PARAM_REMAINDER] = optional.pop(_masters.MASTER_PARAM)
+    homes = {"state": entry, "group": group, "nowhere": {"step": 0}}
     return {
-        "step": {"state": entry, "group": group}.get(layout.steps, {}).get("step", 0),
+        "step": homes[layout.steps]["step"],
         **{name: entry[key] for name, key in keys.items()},
         **optional,
     }

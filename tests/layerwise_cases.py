@@ -27,20 +27,23 @@ from bertadam_cuda.reference import (
 )
 
 Settings = dict[str, Any]
+Shapes = Sequence[tuple[int, ...]]
 ULP = 2.0**-23
 #: A moment takes one or two roundings of 6e-8 a step, of what it is made of, and one of the
 #: clipping coefficient; they wander, and old ones decay with it.
 MOMENT = 2e-6
 #: An update has those of the moments and some more.
 UPDATE = 1e-5
-#: Sums in double of 2000 floats, a division, and one rounding.
+#: Sums in double of floats, a division, and one rounding.
 RATIO = 1e-6
 SHAPES = ((33, 5), (40,), (), (0,), (1500,))
-ZERO_PARAM, ZERO_GRAD = 1, 4  # places in SHAPES
+#: As many, of one to four parts on the CPU.
+LARGE = ((300, 700), (65_536,), (1,), (0,), (65_537,))
+ZERO_PARAM, ZERO_GRAD = 1, 4  # places in either
 
 
-def make_params(n_groups: int) -> list[nn.Parameter]:
-    return [nn.Parameter(torch.randn(shape)) for _ in range(n_groups) for shape in SHAPES]
+def make_params(n_groups: int, shapes: Shapes) -> list[nn.Parameter]:
+    return [nn.Parameter(torch.randn(shape)) for _ in range(n_groups) for shape in shapes]
 
 
 def draw_grads(params: Sequence[nn.Parameter], step: int) -> list[Tensor | None]:
@@ -84,11 +87,15 @@ class Beside:
     limit_of: Callable[[Settings, float], float]  # settings, norm -> clipping coefficient
 
     def __init__(
-        self, groups: Sequence[Settings] = ({},), defect: Settings | None = None, **settings: Any
+        self,
+        groups: Sequence[Settings] = ({},),
+        shapes: Shapes = SHAPES,
+        defect: Settings | None = None,
+        **settings: Any,
     ) -> None:
         """`defect`: settings that ours gets in all groups, and the reference does not."""
         torch.manual_seed(0)
-        self.params = make_params(len(groups))
+        self.params = make_params(len(groups), shapes)
         n, tensors = len(SHAPES), self.params
         self.opt = type(self).make(
             [{"params": tensors[i * n : i * n + n], **group} for i, group in enumerate(groups)],

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from layerwise_cases import LarsBeside, Settings, compare
+from layerwise_cases import LARGE, LarsBeside, Settings, compare
 from torch import nn
 
 from bertadam_cuda import LARS
@@ -45,6 +45,10 @@ def test_steps_are_those_of_the_reference(settings: Settings) -> None:
 
 def test_a_hundred_steps_with_the_defaults_are_those_of_the_reference() -> None:
     compare(LarsBeside([{}, {"weight_decay": 1e-4}], lr=2.0), 100)
+
+
+def test_a_tensor_of_many_parts_has_one_ratio() -> None:
+    compare(LarsBeside([{}, {"nesterov": True}], LARGE, lr=2.0, weight_decay=0.1), 3)
 
 
 class WithoutRatio(LarsBeside):

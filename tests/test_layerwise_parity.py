@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from backends import Twin, odd_params, run, same
+from backends import Twin, odd_grads, odd_params, run, same
 from layerwise_cases import LambTwin, LarsTwin
 from mixed_backends import mixture
 from mixed_backends import run as run_mixed
@@ -49,6 +50,7 @@ def _restore_isa() -> Iterator[None]:
 @pytest.mark.usefixtures("_restore_isa")
 def test_instruction_sets_and_workers_give_the_same_bits(settings: dict[str, Any]) -> None:
     params = odd_params()
+    settings = {**settings, "n_steps": 2}
     expected = run(params, "cpu", workers=1, **settings)
     for isa in _C.cpu_isas():
         _C.set_cpu_isa(isa)
@@ -70,7 +72,7 @@ def test_instruction_sets_and_workers_give_the_same_bits(settings: dict[str, Any
 )
 def test_another_setting_gives_other_bits(mode: str, change: dict[str, Any]) -> None:
     """A negative control: what is varied reaches the bits."""
-    params, settings = odd_params(), MODES[mode]
+    params, settings = odd_params()[:12], {**MODES[mode], "n_steps": 2}
     expected = run(params, "cpu", **settings)
     assert same(run(params, "cpu", **settings), expected)
     assert not same(run(params, "cpu", **{**settings, **change}), expected)
@@ -82,9 +84,31 @@ def test_another_setting_gives_other_bits(mode: str, change: dict[str, Any]) -> 
 def test_mixtures_of_types_give_the_bits_of_the_cpu(
     kind: type[Twin], storage: str, device: str, workers: int
 ) -> None:
-    params, settings = mixture(storage), {"kind": kind, **STORAGES[storage]}
+    params, settings = mixture(storage), {"kind": kind, "n_steps": 2, **STORAGES[storage]}
     expected = run_mixed(params, "cpu", DTYPES, **settings)
     assert same(run_mixed(params, device, DTYPES, workers=workers, **settings), expected)
+
+
+@twins
+@backends
+@pytest.mark.parametrize("clip", ["global", "per_tensor"])
+def test_a_scaler_gives_the_bits_of_the_cpu(
+    kind: type[Twin], clip: str, device: str, workers: int
+) -> None:
+    """The second step is left out: some gradient was not finite."""
+    params, results = odd_params(), []
+    for where, n in (("cpu", 1), (device, workers)):
+        twin = kind(copy.deepcopy(params), where, clip=clip, max_grad_norm=1.0)
+        for step, found_inf in enumerate([0.0, 1.0, 0.0]):
+            for plan in twin.opt._plans:
+                plan.workers = n
+            twin.opt.grad_scale = torch.tensor(3.0, device=where)
+            twin.opt.found_inf = torch.tensor(found_inf, device=where)
+            twin.step(odd_grads(params, step))
+            del twin.opt.grad_scale, twin.opt.found_inf
+        results.append(twin.bits())
+    assert int(twin.opt.skipped) > 0
+    assert same(results[1], results[0])
 
 
 @pytest.mark.gpu

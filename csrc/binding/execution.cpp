@@ -150,14 +150,13 @@ PlanOptions Execution::plan_options(bool wait_for_all) const {
 #if defined(BERTADAM_WITH_CUDA)
   if (device_.is_cuda()) {
     cuda::RingShape shape{};
-    const int error = cuda::ring_shape(device_.index(), types(), &shape);
+    const int error = cuda::ring_shape(device_.index(), rule_, types(), &shape);
     TORCH_CHECK(error == 0, where_, ": CUDA error while planning: ", cuda::error_string(error));
-    const int64_t kept_slots = std::max<int64_t>(1, int64_t{shape.n_slots} - cuda::kSlotsInPassage);
     return {cuda::kPartElements,
             cuda::kItemsPerDraw,
             wait_for_all,
             PlanOrder::kRetaining,
-            retained_draws_ >= 0 ? retained_draws_ : shape.blocks * kept_slots,
+            retained_draws_ >= 0 ? retained_draws_ : int64_t{shape.blocks} * shape.n_kept,
             rule_info(rule_).has_trust_ratio};
   }
 #endif
@@ -225,8 +224,8 @@ void Execution::run_on_cuda() {
     used.insert(used.end(), {scratch.memory, norms_, total_norm_, clip_coefficients_, trust_ratios_});
     for (const at::Tensor& tensor : used) tensor.record_stream(stream);
   }
-  const int error = scratch.launcher->launch_adam(step_args(scratch.workspace), {groups_, rows_, grads_}, types(),
-                                                  stream.native_handle(), workers);
+  const int error = scratch.launcher->launch(step_args(scratch.workspace), {groups_, rows_, grads_}, rule_, types(),
+                                             stream.native_handle(), workers);
   TORCH_CHECK(error == 0, where_, ": the step could not be launched on ", device_, ": ", cuda::error_string(error));
 #endif
 }

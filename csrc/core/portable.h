@@ -9,3 +9,10 @@
 #else
 #define BERTADAM_HD inline __attribute__((always_inline))
 #endif
+
+// In what nvcc compiles for a GPU.
+#if defined(__CUDACC__) && defined(__CUDA_ARCH__)
+#define BERTADAM_FOR_GPU 1
+#else
+#define BERTADAM_FOR_GPU 0
+#endif

@@ -31,11 +31,11 @@ __device__ __forceinline__ uint32_t bits_of(Float16 x) { return x.bits; }
 __device__ __forceinline__ uint32_t bits_of(int16_t x) { return static_cast<uint16_t>(x); }
 
 template <class Element>
-__device__ __forceinline__ void load_four(uint32_t* words, const Element* address) {
+__device__ __forceinline__ void load_four(uint32_t* words, const Element* address, uint64_t policy) {
   if constexpr (sizeof(Element) == 4) {
-    load_words(reinterpret_cast<uint32_t (&)[4]>(*words), address);
+    load_words(reinterpret_cast<uint32_t (&)[4]>(*words), address, policy);
   } else {
-    load_words(reinterpret_cast<uint32_t (&)[2]>(*words), address);
+    load_words(reinterpret_cast<uint32_t (&)[2]>(*words), address, policy);
   }
 }
 
@@ -49,6 +49,10 @@ __device__ __forceinline__ void load_four_from_slot(float (&x)[4], const Element
   }
 #pragma unroll
   for (int i = 0; i < 4; ++i) x[i] = to_float(element_of<Element>(words, i));
+}
+
+__device__ __forceinline__ void store_four_to_slot(float* address, const float (&x)[4]) {
+  *reinterpret_cast<uint4*>(address) = {float_bits(x[0]), float_bits(x[1]), float_bits(x[2]), float_bits(x[3])};
 }
 
 template <class Element>
@@ -83,9 +87,10 @@ class FourParams {
   using Param = typename Storage::Param;
   using Master = typename Storage::Master;
 
-  __device__ __forceinline__ static void load(Words& words, const void* param, const void* master, int i) {
-    if constexpr (kReadsParam) load_four(words, static_cast<const Param*>(param) + i);
-    if constexpr (Storage::kHasMaster) load_four(words + kMasterWord, static_cast<const Master*>(master) + i);
+  __device__ __forceinline__ static void load(Words& words, const void* param, const void* master, int i,
+                                              uint64_t policy) {
+    if constexpr (kReadsParam) load_four(words, static_cast<const Param*>(param) + i, policy);
+    if constexpr (Storage::kHasMaster) load_four(words + kMasterWord, static_cast<const Master*>(master) + i, policy);
   }
 
   __device__ __forceinline__ static float value(const Words& words, int i) {

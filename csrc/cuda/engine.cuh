@@ -45,25 +45,41 @@ __device__ __forceinline__ void finish_step(const Tables& tables, uint32_t epoch
   if (threadIdx.x == 0) *args.workspace.counters = Counters{0, 0, epoch, 0, 0};
 }
 
-template <class Rule, class Types>
-__global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant__ KernelArgs args) {
-  extern __shared__ __align__(128) unsigned char memory[];
-  __shared__ double scratch[kThreads / 32][kLeaves];
-  __shared__ bool is_last;
-  const Tables tables = tables_of(args);
-  Counters& counters = *args.step.workspace.counters;
-  const Block block{tables, RingMemory(memory, args.n_slots, Types::kMostGradBytes), args.n_slots,
-                    epoch_after(counters.epoch)};
+// By all threads. `n_readers`: warps that release each slot.
+template <class Types>
+__device__ __forceinline__ Block begin_block(const Tables& tables, unsigned char* memory, uint32_t n_slots,
+                                             uint32_t n_readers) {
+  const Block block{tables, RingMemory(memory, n_slots, Types::kMostGradBytes), n_slots,
+                    epoch_after(tables.args.workspace.counters->epoch)};
   if (threadIdx.x == 0) {
-    for (uint32_t slot = 0; slot < args.n_slots; ++slot) {
+    for (uint32_t slot = 0; slot < n_slots; ++slot) {
       block.ring.full[slot].init(1);
       block.ring.ready[slot].init(1);
-      block.ring.empty[slot].init(kUpdateWarps + 1);
+      block.ring.surveyed[slot].init(kUpdateWarps);
+      block.ring.empty[slot].init(n_readers);
     }
     fence_barrier_init();
   }
   __syncthreads();
+  return block;
+}
 
+__device__ __forceinline__ void end_block(const Block& block) {
+  __shared__ bool is_last;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    is_last = add_one_ordered(&block.tables.args.workspace.counters->workers_done) + 1 == gridDim.x;
+  }
+  __syncthreads();
+  if (is_last) finish_step(block.tables, block.epoch);
+}
+
+template <class Rule, class Types>
+__global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant__ KernelArgs args) {
+  extern __shared__ __align__(128) unsigned char memory[];
+  __shared__ double scratch[kThreads / 32][kLeaves];
+  const Tables tables = tables_of(args);
+  const Block block = begin_block<Types>(tables, memory, args.n_slots, kUpdateWarps + 1);
   const int warp = static_cast<int>(threadIdx.x / 32);
   if (warp < kUpdateWarps) {
     UpdateWarp<Rule, Types>(block, warp).run(scratch[warp]);
@@ -72,11 +88,7 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
   } else {
     run_norm_warp<Types>(block, warp - kFirstNormWarp, scratch[warp]);
   }
-
-  __syncthreads();
-  if (threadIdx.x == 0) is_last = add_one_ordered(&counters.workers_done) + 1 == gridDim.x;
-  __syncthreads();
-  if (is_last) finish_step(tables, block.epoch);
+  end_block(block);
 }
 
 // A block for each draw of a list without norms.

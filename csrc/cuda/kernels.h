@@ -12,7 +12,7 @@ using Kernel = void (*)(KernelArgs);
 // For some types of parameters, masters and gradients.
 struct Instance {
   Kernel step;          // with norms
-  Kernel update;        // without
+  Kernel update;        // without; null: the same
   uint32_t grad_bytes;  // room in the ring for an element
 };
 
@@ -24,5 +24,9 @@ Instance adam_float16();
 Instance adam_float16_master();
 // Any types in any mixture: a warp asks each tensor for its own.
 Instance adam_any();
+
+Instance lamb_float32();
+Instance lamb_any();
+Instance lars_any();
 
 }  // namespace bertadam::cuda

@@ -66,11 +66,27 @@ Instance adam(uint32_t types) {
   }
 }
 
+Instance lamb(uint32_t types) {
+  return types == types_code(StorageKind::kFloat32, DType::kFloat32) ? lamb_float32() : lamb_any();
+}
+
+Instance instance_of(RuleId rule, uint32_t types) {
+  switch (rule) {
+    case RuleId::kLamb:
+      return lamb(types);
+    case RuleId::kLars:
+      return lars_any();
+    default:
+      return adam(types);
+  }
+}
+
 size_t ring_bytes(const Instance& instance, const RingShape& shape) {
   return shape.n_slots * RingMemory::slot_bytes(instance.grad_bytes);
 }
 
-int find_ring_shape(int device, const Instance& instance, RingShape* shape) {
+int find_ring_shape(int device, RuleId rule, uint32_t types, RingShape* shape) {
+  const Instance instance = instance_of(rule, types);
   int multiprocessors = 0;
   int shared_bytes = 0;
   BERTADAM_RETURN_IF_ERROR(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
@@ -79,8 +95,10 @@ int find_ring_shape(int device, const Instance& instance, RingShape* shape) {
   cudaFuncAttributes attributes;
   BERTADAM_RETURN_IF_ERROR(cudaFuncGetAttributes(&attributes, kernel));
   const size_t available = static_cast<size_t>(shared_bytes) - attributes.sharedSizeBytes;
-  *shape = {multiprocessors, static_cast<uint32_t>(available / RingMemory::slot_bytes(instance.grad_bytes))};
-  if (shape->n_slots < kNormWarps) return static_cast<int>(cudaErrorInvalidConfiguration);  // each has one
+  const auto n_slots = static_cast<uint32_t>(available / RingMemory::slot_bytes(instance.grad_bytes));
+  const uint32_t passing = rule_info(rule).has_trust_ratio ? kSlotsInSurvey : kSlotsInPassage;
+  *shape = {multiprocessors, n_slots, n_slots > passing ? n_slots - passing : 1};
+  if (n_slots < kNormWarps) return static_cast<int>(cudaErrorInvalidConfiguration);  // each has one
   BERTADAM_RETURN_IF_ERROR(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                 static_cast<int>(ring_bytes(instance, *shape))));
   return 0;
@@ -157,12 +175,12 @@ Launcher::~Launcher() {
   step_table_.reset();
 }
 
-int Launcher::launch_adam(StepArgs args, const StepTables& tables, uint32_t types, void* stream, int blocks) {
+int Launcher::launch(StepArgs args, const StepTables& tables, RuleId rule, uint32_t types, void* stream, int blocks) {
   const DeviceScope scope(device_);
   BERTADAM_RETURN_IF_ERROR(scope.error());
-  const Instance instance = adam(types);
+  const Instance instance = instance_of(rule, types);
   if (shape_.blocks == 0 || types != types_) {
-    if (const int error = find_ring_shape(device_, instance, &shape_)) return error;
+    if (const int error = find_ring_shape(device_, rule, types, &shape_)) return error;
     types_ = types;
   }
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
@@ -202,7 +220,7 @@ int Launcher::launch_adam(StepArgs args, const StepTables& tables, uint32_t type
   kernel_args.step = args;
   kernel_args.n_slots = shape_.n_slots;
   void* parameters[] = {&kernel_args};
-  if (!args.has_norms) {
+  if (!args.has_norms && instance.update != nullptr) {
     const auto* const kernel = reinterpret_cast<const void*>(instance.update);
     BERTADAM_RETURN_IF_ERROR(
         cudaLaunchKernel(kernel, dim3(args.n_draws), dim3(kPlainThreads), parameters, 0, cuda_stream));
@@ -216,10 +234,12 @@ int Launcher::launch_adam(StepArgs args, const StepTables& tables, uint32_t type
   return 0;
 }
 
-int ring_shape(int device, uint32_t types, RingShape* shape) {
+bool has_kernels(RuleId rule) { return rule != RuleId::kAmsgrad; }
+
+int ring_shape(int device, RuleId rule, uint32_t types, RingShape* shape) {
   const DeviceScope scope(device);
   BERTADAM_RETURN_IF_ERROR(scope.error());
-  return find_ring_shape(device, adam(types), shape);
+  return find_ring_shape(device, rule, types, shape);
 }
 
 bool is_capturing(void* stream) {

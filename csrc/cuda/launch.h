@@ -7,17 +7,22 @@
 #include <string>
 #include <vector>
 
+#include "core/rules.h"
 #include "core/step_args.h"
 
 namespace bertadam::cuda {
+
+// Whether a rule has kernels.
+bool has_kernels(RuleId rule);
 
 // What a device can hold at once, in a step of tensors of these types: a row's code (core/types.h), or any mixture.
 constexpr uint32_t kAnyTypes = 0xffffffffu;
 struct RingShape {
   int blocks;
   uint32_t n_slots;  // of each block
+  uint32_t n_kept;   // of them, that hold on to what they have while others fill
 };
-int ring_shape(int device, uint32_t types, RingShape* shape);
+int ring_shape(int device, RuleId rule, uint32_t types, RingShape* shape);
 
 // The host's tables, as a launch finds them.
 struct StepTables {
@@ -34,8 +39,9 @@ class Launcher {
   Launcher(const Launcher&) = delete;
   Launcher& operator=(const Launcher&) = delete;
 
-  // The tables and sizes in `args` are filled in here. `blocks`: 0 for as many as are resident together.
-  int launch_adam(StepArgs args, const StepTables& tables, uint32_t types, void* stream, int blocks);
+  // The tables and sizes in `args` are filled in here. `types` are of the same rule at every launch. `blocks`: 0 for as
+  // many as are resident together.
+  int launch(StepArgs args, const StepTables& tables, RuleId rule, uint32_t types, void* stream, int blocks);
 
   // How many tables the last launch copied to the device first.
   int n_copies() const { return n_copies_; }
@@ -45,7 +51,7 @@ class Launcher {
 
   int device_;
   uint32_t types_ = kAnyTypes;
-  RingShape shape_{0, 0};  // for `types_`; no blocks before the first launch
+  RingShape shape_{0, 0, 0};  // for `types_`; no blocks before the first launch
   int n_copies_ = 0;
   std::unique_ptr<StagedTable> rows_, step_table_;
 };

@@ -23,7 +23,8 @@ struct WholeLeaves {  // in a slot, all of them full
 
   __device__ void load(float (&x)[4], int leaf, int first) const {
     constexpr int kStride = kLeafElements * Types::kMostGradBytes;
-    load_four_from_slot(x, reinterpret_cast<const Grad*>(slot + leaf * kStride) + first);
+    const unsigned char* const grads = slot + leaf * kStride + grads_offset<Types>(sizeof(Grad));
+    load_four_from_slot(x, reinterpret_cast<const Grad*>(grads) + first);
   }
 };
 template <class Types>

@@ -6,7 +6,8 @@
 // If some norm of T is still to be drawn, nobody has drawn anything that is listed behind it. A block that draws no
 // more has a full ring whose oldest draw waits for a coefficient that does not come; before long it helps: it draws on,
 // adds up norms without keeping the gradients, and postpones the updates. So all of T's norms get drawn. When the list
-// is at its end, the blocks take up what was postponed; by then no coefficient is missing for long.
+// is at its end, the blocks take up what was postponed; by then no coefficient is missing for long. With a trust ratio
+// it is not the producer that helps: see applier.cuh.
 #pragma once
 
 #include "cuda/norms.cuh"
@@ -28,12 +29,13 @@ class Producer {
       const uint32_t first = draw_tickets(n_free);
       const uint32_t n_drawn = first < args_.n_draws ? min(n_free, args_.n_draws - first) : 0u;
       prefetch_items(first + gridDim.x);
-      if (n_drawn > 0) fill(first, n_drawn, kNorm | kUpdate);
+      if (n_drawn > 0) fill(first, n_drawn, kNorm | kSurvey | kUpdate);
       if (n_drawn < n_free) break;
     }
-    for (uint32_t draw; resumes(draw);) {
-      wait_for_slot();
-      fill(draw, 1, kUpdate);
+    resume();
+    if constexpr (Rule::kHasTrustRatio) {
+      wait_for_all_slots();  // until then an applier may still postpone
+      resume();
     }
     for (uint32_t i = 0; i < block_.n_slots; ++i) end();
   }
@@ -45,6 +47,10 @@ class Producer {
 
   __device__ void wait_for_slot() {
     Barrier& empty = block_.ring.empty[next_.slot];
+    if constexpr (Rule::kHasTrustRatio) {
+      empty.wait(next_.parity ^ 1u);
+      return;
+    }
     long long since = clock64();
     while (!__all_sync(kFullWarp, empty.is_over(next_.parity ^ 1u))) {
       if (__any_sync(kFullWarp, clock64() - since < kPatienceCycles)) continue;
@@ -54,6 +60,13 @@ class Producer {
       } else {
         since = clock64();
       }
+    }
+  }
+
+  __device__ void wait_for_all_slots() {
+    Cursor cursor = next_;
+    for (uint32_t i = 0; i < block_.n_slots; ++i, cursor.advance(1, block_.n_slots)) {
+      block_.ring.empty[cursor.slot].wait(cursor.parity ^ 1u);
     }
   }
 
@@ -89,11 +102,13 @@ class Producer {
     const uint32_t slot = cursor.slot;
     const WorkItem item = fills ? tables_.item_of(first + which, index) : WorkItem{kNoTensor, 0};
     const void* const grad = tables_.grad_of<Types>(item);
-    unsigned char* const target = ring.part_grads(slot, index);
-    uint32_t element_bytes = 0;
-    if (grad != nullptr) {
+    unsigned char* target = ring.room(slot, index);
+    uint32_t element_bytes = 0;  // 0: nothing to copy
+    if (grad != nullptr && needs_grads(item.kinds() & kinds)) {
       Types::with_grad(args_.rows[item.tensor].types, [&](auto element) { element_bytes = sizeof(element); });
+      target += grads_offset<Types>(element_bytes);
     }
+    if (Rule::kHasTrustRatio) order_copies();  // after the updates that were written there
     // A whole part's copy need not wait for the tables.
     uint32_t rest = 0;
     if (item.is_whole()) rest = copy(grad, target, element_bytes * kPartElements, ring.full[slot]);
@@ -103,13 +118,22 @@ class Producer {
     copy_rest(grad, target, n_bytes, rest);
     Draw& draw = ring.draws[slot];
     if (fills) draw.parts[index] = part;
-    if (fills && index == 0) draw.kinds = item.kinds() & kinds;
+    if (fills && index == 0) {
+      draw.kinds = item.kinds() & kinds;
+      draw.index = first + which;
+    }
     __syncwarp();
     if (fills && index == 0) ring.full[slot].arrive();
-    if (part.has_grad && (item.kinds() & kUpdate) != 0) draw.scalars[index] = tables_.scalars_of(part);
+    if (part.has_grad && item.kinds() != kNorm) draw.scalars[index] = tables_.scalars_of(part);
     __syncwarp();
     if (fills && index == 0) ring.ready[slot].arrive();
     next_.advance(n, block_.n_slots);
+  }
+
+  // An update that is recalled from the states needs none.
+  __device__ static bool needs_grads(uint32_t kinds) {
+    if constexpr (Rule::kHasTrustRatio) return kinds != kUpdate || Rule::kRecallsGrad;
+    return true;
   }
 
   __device__ void end() {
@@ -127,7 +151,7 @@ class Producer {
   __device__ static uint32_t copy(const void* grad, void* target, uint32_t n_bytes, Barrier& full) {
 #if __CUDA_ARCH__ >= 900
     const uint32_t taken = is_aligned(grad) ? n_bytes & ~15u : 0u;
-    if (taken > 0) full.copy_bulk(target, grad, taken, keep_in_l2());
+    if (taken > 0) full.copy_bulk(target, grad, taken, Rule::kHasTrustRatio ? pass_through_l2() : keep_in_l2());
     return n_bytes - taken;
 #else
     return n_bytes;
@@ -185,6 +209,15 @@ class Producer {
       store_relaxed(&args_.workspace.postponed[at], tag(block_.epoch, index));
     }
     if ((kinds & kNorm) != 0) trees_.add(part, leaf_sums(DistantLeaves<Types>{grad, part.types, part.n}), scratch_);
+  }
+
+  // The updates of postponed draws.
+  __device__ void resume() {
+    for (uint32_t draw; resumes(draw);) {
+      if (Rule::kHasTrustRatio) __threadfence();  // the states that whoever postponed it has moved
+      wait_for_slot();
+      fill(draw, 1, kUpdate);
+    }
   }
 
   // Takes a postponed draw, if one is left. Whoever postpones one comes here afterwards, so none is forgotten.

@@ -15,21 +15,24 @@ namespace bertadam::cuda {
 struct Draw {
   Part parts[kItemsPerDraw];
   PartScalars scalars[kItemsPerDraw];
-  uint32_t kinds;  // 0: the end
+  double sums[kItemsPerDraw][2];  // of a survey: squares of parameters and of updates
+  uint32_t kinds;                 // 0: the end
+  uint32_t index;                 // in the list
 };
 
 struct RingMemory {
-  unsigned char* grads;  // [slot][part][element], a part in part_bytes
+  unsigned char* grads;  // [slot][part], a part in a room of part_bytes: see placed_grads
   Draw* draws;           // [slot]
   Barrier* full;         // the gradients and the parts are there
   Barrier* ready;        // so are the scalars
+  Barrier* surveyed;     // the updates are in the gradients' place, and their sums are there
   Barrier* empty;
 
   uint32_t part_bytes;
 
   // `grad_bytes`: of the largest gradient element.
   static constexpr size_t slot_bytes(uint32_t grad_bytes) {
-    return size_t{grad_bytes} * kChunkElements + sizeof(Draw) + 3 * sizeof(Barrier);
+    return size_t{grad_bytes} * kChunkElements + sizeof(Draw) + 4 * sizeof(Barrier);
   }
 
   __device__ RingMemory(unsigned char* memory, uint32_t n_slots, uint32_t grad_bytes)
@@ -37,7 +40,8 @@ struct RingMemory {
         draws(reinterpret_cast<Draw*>(grads + size_t{n_slots} * grad_bytes * kChunkElements)),
         full(reinterpret_cast<Barrier*>(draws + n_slots)),
         ready(full + n_slots),
-        empty(ready + n_slots),
+        surveyed(ready + n_slots),
+        empty(surveyed + n_slots),
         part_bytes(grad_bytes * kPartElements) {}
 
   // By a whole warp that has read all it needs.
@@ -46,10 +50,23 @@ struct RingMemory {
     if (threadIdx.x % 32 == 0) empty[slot].arrive();
   }
 
-  __device__ unsigned char* part_grads(uint32_t slot, int part) const {
+  __device__ unsigned char* room(uint32_t slot, int part) const {
     return grads + (slot * kItemsPerDraw + part) * part_bytes;
   }
 };
+
+// The gradients of a part stand at the end of its room: a survey that turns them into floats, in order, overwrites none
+// that is still to be read.
+template <class Types>
+__device__ constexpr uint32_t grads_offset(uint32_t element_bytes) {
+  return (Types::kMostGradBytes - element_bytes) * kPartElements;
+}
+template <class Types>
+__device__ __forceinline__ const void* placed_grads(const unsigned char* room, uint32_t types) {
+  const void* grads = nullptr;
+  Types::with_grad(types, [&](auto element) { grads = room + grads_offset<Types>(sizeof(element)); });
+  return grads;
+}
 
 // A place in the ring that moves on in steps, and the parity of the barriers' phase there.
 struct Cursor {

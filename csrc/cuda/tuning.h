@@ -28,12 +28,17 @@ constexpr int kProducerWarp = kUpdateWarps;
 constexpr int kFirstNormWarp = kProducerWarp + 1;
 constexpr int kThreads = 32 * (kFirstNormWarp + kNormWarps);
 
+// With a trust ratio the update warps survey; of the norm warps one adds up, the others apply.
+constexpr int kAppliers = kNormWarps - 1;
+constexpr int kRowsAhead = 2;  // rows of 128 elements that a surveying warp reads while it works on as many
+
 // A block of the kernel without norms takes a draw in one go.
 constexpr int kPlainThreads = kChunkElements / (4 * kVectors);
 
 // Slots per block that load and drain, while the others keep gradients between norm and update. From 3 to 5 of them
 // make no difference to BERT-large, 7 take 1 % more.
 constexpr int kSlotsInPassage = 2;
+constexpr int kSlotsInSurvey = 5;  // while steps with a trust ratio survey
 
 // How long a block whose ring is full waits for the coefficient of its oldest draw before it helps with norms. With a
 // tenth of it, blocks helped that only had to wait, and a step took twice as long.

@@ -52,4 +52,10 @@ struct AnyRow {
   }
 };
 
+// In rooms that hold a float for each gradient.
+template <class Types>
+struct Wide : Types {
+  static constexpr uint32_t kMostGradBytes = sizeof(float);
+};
+
 }  // namespace bertadam::cuda

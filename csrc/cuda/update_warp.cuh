@@ -14,7 +14,9 @@ class UpdateWarp {
   __device__ UpdateWarp(const Block& block, int which) : block_(block), args_(block.tables.args), which_(which) {}
 
   __device__ void run(double* scratch) {
-    sum_norms(scratch);
+    here_.cursor = sum_leading_norms<Types>(block_, which_, kUpdateWarps, scratch,
+                                            [this](uint32_t slot) { block_.ring.release(slot); });
+    ahead_ = here_;
     Ahead a, b;
     bool more = load(a);
     while (more) {
@@ -52,30 +54,13 @@ class UpdateWarp {
     const int first = (which_ * kSteps + place.step) * kStepElements;
     const int index = first / kPartElements;
     const Draw& draw = block_.ring.draws[place.cursor.slot];
-    return {draw.parts[index], draw.scalars[index], block_.ring.part_grads(place.cursor.slot, index),
-            first % kPartElements, draw.parts[index].aligned};
+    const Part& part = draw.parts[index];
+    const void* const grads = placed_grads<Types>(block_.ring.room(place.cursor.slot, index), part.types);
+    return {part, draw.scalars[index], grads, first % kPartElements, part.aligned};
   }
 
   __device__ bool has_work(const Place& place, const Part& part) const {
     return (block_.ring.draws[place.cursor.slot].kinds & kUpdate) != 0 && part.has_grad;
-  }
-
-  // The draws of norms alone, which come first in the list: every warp a draw in turn. Left to the norm warps, they
-  // took 15 % longer than their memory does.
-  __device__ void sum_norms(double* scratch) {
-    DrawNorms<Types> norms(block_, scratch);
-    for (int turn = 0;; turn = (turn + 1) % kUpdateWarps) {
-      const uint32_t slot = here_.cursor.slot;
-      block_.ring.full[slot].wait(here_.cursor.parity);
-      if (block_.ring.draws[slot].kinds != kNorm) break;
-      if (turn == which_) {
-        norms.take(slot);
-      } else {
-        block_.ring.release(slot);
-      }
-      here_.cursor.advance(1, block_.n_slots);
-    }
-    ahead_ = here_;
   }
 
   // False at the end of the list.
@@ -103,7 +88,8 @@ class UpdateWarp {
       if (!(coefficient < 0.0f)) {
         Update<Rule, Types>::apply(block_.tables, piece, coefficient, SlotGrads<Types>{piece}, ahead.loaded);
       }
-      if (piece.part.index == 0 && piece.begin == 0 && lane_id() == 0) finish_tensor(piece, coefficient);
+      if (piece.part.index == 0 && piece.begin == 0 && lane_id() == 0)
+        finish_tensor(args_, piece.part, piece.scalars, coefficient);
     }
     if (here_.ends_draw()) block_.ring.release(slot);
     here_.advance(block_.n_slots);
@@ -114,15 +100,6 @@ class UpdateWarp {
       word = load_relaxed(&args_.workspace.coefficients[part.coefficient]);
     }
     return float_from_bits(payload(word));
-  }
-
-  // What is done once for a tensor. The step of a large one is still read by others: see finish_step.
-  __device__ void finish_tensor(const Piece& piece, float coefficient) {
-    const Part& part = piece.part;
-    const Statistics& statistics = args_.statistics;
-    if (part.needs_norm) statistics.coefficients[part.tensor] = without_unscaling(coefficient, unscaling(args_.scaler));
-    if (coefficient == kSkipped) count_skipped(statistics);
-    if (part.step != nullptr && !(coefficient < 0.0f)) *part.step = piece.scalars.step + 1.0f;
   }
 
   const Block& block_;

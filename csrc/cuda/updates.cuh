@@ -55,7 +55,7 @@ struct LoadedGrads {
       const auto* const grads = static_cast<const decltype(element)*>(piece.grads);
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
-        if (piece.vector(v) < piece.vectors_end) load_four(words[v], grads + piece.vector(v));
+        if (piece.vector(v) < piece.vectors_end) load_four(words[v], grads + piece.vector(v), keep_in_l2());
       }
     });
   }
@@ -71,6 +71,15 @@ __device__ __forceinline__ void count_skipped(const Statistics& statistics) {
   atomicAdd(reinterpret_cast<unsigned long long*>(statistics.n_skipped), 1ull);
 }
 
+// What is done once for a tensor. The step of a large one is still read by others: see finish_step.
+__device__ __forceinline__ void finish_tensor(const StepArgs& args, const Part& part, const PartScalars& scalars,
+                                              float coefficient) {
+  const Statistics& statistics = args.statistics;
+  if (part.needs_norm) statistics.coefficients[part.tensor] = without_unscaling(coefficient, unscaling(args.scaler));
+  if (coefficient == kSkipped) count_skipped(statistics);
+  if (part.step != nullptr && !(coefficient < 0.0f)) *part.step = scalars.step + 1.0f;
+}
+
 template <class Rule, class Types>
 struct Update {
   struct Loaded {
@@ -84,7 +93,8 @@ struct Update {
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
         const int i = piece.vector(v);
-        if (i < piece.vectors_end) FourParams<decltype(storage)>::load(loaded.param[v], part.param, part.master, i);
+        if (i < piece.vectors_end)
+          FourParams<decltype(storage)>::load(loaded.param[v], part.param, part.master, i, keep_in_l2());
       }
     });
 #pragma unroll
@@ -92,7 +102,7 @@ struct Update {
       const int i = piece.vector(v);
       if (i >= piece.vectors_end) continue;
 #pragma unroll
-      for (int k = 0; k < Rule::kNumStates; ++k) load_words(loaded.states[k][v], part.states[k] + i);
+      for (int k = 0; k < Rule::kNumStates; ++k) load_words(loaded.states[k][v], part.states[k] + i, keep_in_l2());
     }
   }
 

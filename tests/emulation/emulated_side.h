@@ -25,10 +25,12 @@ struct Side {
   Plan plan;
   std::vector<double> nodes;
   std::vector<uint32_t> arrivals;
-  std::vector<uint64_t> coefficient_words, postponed;
+  std::vector<double> survey_nodes;
+  std::vector<uint32_t> survey_arrivals;
+  std::vector<uint64_t> coefficient_words, postponed, ratios;
   Counters counters{};
   std::vector<double> norms;
-  std::vector<float> coefficients;
+  std::vector<float> coefficients, trust_ratios;
   double total_norm = NAN;
   float found_inf = -1.0f;  // what the step finds
   int64_t n_skipped = 0;
@@ -38,14 +40,18 @@ struct Side {
     plan = make_plan(sizes, groups, std::vector<bool>(sizes.size(), norm), options);
     nodes.resize(2 * static_cast<size_t>(plan.n_nodes) + 2);
     arrivals.assign(static_cast<size_t>(plan.n_nodes), 0);
+    survey_nodes.resize(2 * nodes.size());
+    survey_arrivals = arrivals;
+    ratios.resize(sizes.size());
     coefficient_words.resize(sizes.size() + 8);
     postponed.resize(plan.items.size());
     // What a step may find there: anything of no epoch to come.
-    for (auto* const words : {&coefficient_words, &postponed}) {
+    for (auto* const words : {&coefficient_words, &postponed, &ratios}) {
       for (uint64_t& word : *words) word = garbage() | uint64_t{1} << 63;
     }
     norms.assign(sizes.size(), NAN);
     coefficients.assign(sizes.size(), NAN);
+    trust_ratios.assign(sizes.size(), NAN);
   }
 
   StepArgs args(const Modes& mode, const std::vector<TensorRow>& rows, const std::vector<GroupScalars>& groups,
@@ -71,8 +77,9 @@ struct Side {
     a.rounding_seed = 0x123456789abcdefull;
     a.scaler = scaler;
     if (mode.finds_inf) a.scaler.finds_inf = &found_inf;
-    a.workspace = {&counters, nodes.data(), arrivals.data(), coefficient_words.data(), postponed.data()};
-    a.statistics = {norms.data(), &total_norm, coefficients.data(), &n_skipped};
+    a.workspace = {&counters,        nodes.data(),        arrivals.data(),        coefficient_words.data(),
+                   postponed.data(), survey_nodes.data(), survey_arrivals.data(), ratios.data()};
+    a.statistics = {norms.data(), &total_norm, coefficients.data(), trust_ratios.data(), &n_skipped};
     return a;
   }
 };

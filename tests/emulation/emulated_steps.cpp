@@ -10,9 +10,10 @@ alignas(128) thread_local unsigned char memory[256 * 1024];
 #include <string>
 #include <thread>
 
-#include "core/rules/adam.h"
+#include "core/rules.h"
 #include "cpu/worker.h"
 #include "cuda/engine.cuh"
+#include "cuda/ratio_engine.cuh"
 #include "emulated_side.h"
 
 namespace bertadam {
@@ -21,6 +22,7 @@ namespace {
 // How the tensors of a problem are stored, and what a kernel knows of it.
 struct Types {
   const char* name;
+  RuleId rule;
   std::vector<uint32_t> codes;  // a tensor has one of them
   void (*step)(cuda::KernelArgs);
   void (*update)(cuda::KernelArgs);
@@ -28,19 +30,31 @@ struct Types {
 };
 template <class Known>
 Types types(const char* name, std::vector<uint32_t> codes) {
-  return {name, std::move(codes), cuda::step_kernel<Adam, Known>, cuda::update_kernel<Adam, Known>,
+  return {name,
+          RuleId::kAdam,
+          std::move(codes),
+          cuda::step_kernel<Adam, Known>,
+          cuda::update_kernel<Adam, Known>,
           Known::kMostGradBytes};
+}
+template <class Rule, class Known>
+Types ratio_types(const char* name, RuleId rule, std::vector<uint32_t> codes) {
+  return {name, rule, std::move(codes), cuda::ratio_kernel<Rule, cuda::Wide<Known>>, nullptr, sizeof(float)};
 }
 std::vector<Types> all_types() {
   std::vector<uint32_t> every;
 #define BERTADAM_CODE(kind, Storage, type, Grad) every.push_back(types_code(StorageKind::kind, DType::type));
   BERTADAM_FOR_EACH_TYPE_ROW(BERTADAM_CODE)
 #undef BERTADAM_CODE
-  return {types<cuda::OneRow<Float32Row>>("float32", {0}), types<cuda::AnyRow>("any", every),
+  return {types<cuda::OneRow<Float32Row>>("float32", {0}),
+          types<cuda::AnyRow>("any", every),
           types<cuda::OneRow<TypeRow<WithRemainder, BFloat16>>>(
               "bfloat16 remainder", {types_code(StorageKind::kBFloat16Remainder, DType::kBFloat16)}),
           types<cuda::OneRow<TypeRow<WithMaster<Float16>, Float16>>>(
-              "float16 master", {types_code(StorageKind::kFloat16Master, DType::kFloat16)})};
+              "float16 master", {types_code(StorageKind::kFloat16Master, DType::kFloat16)}),
+          ratio_types<Lamb, cuda::OneRow<Float32Row>>("LAMB, float32", RuleId::kLamb, {0}),
+          ratio_types<Lamb, cuda::AnyRow>("LAMB, any", RuleId::kLamb, every),
+          ratio_types<Lars, cuda::AnyRow>("LARS, any", RuleId::kLars, every)};
 }
 
 void run_block(const cuda::KernelArgs& args, void (*kernel)(cuda::KernelArgs), uint32_t n_threads, uint32_t index,
@@ -58,13 +72,14 @@ void launch(const StepArgs& step, const Types& types, uint32_t n_slots, uint32_t
   const auto args = std::make_unique<cuda::KernelArgs>();
   args->step = step;
   args->n_slots = n_slots;
-  const auto kernel = step.has_norms ? types.step : types.update;
-  const auto n_threads = static_cast<uint32_t>(step.has_norms ? cuda::kThreads : cuda::kPlainThreads);
-  if (!step.has_norms) n_blocks = step.n_draws;
+  const bool is_plain = !step.has_norms && types.update != nullptr;
+  const auto kernel = is_plain ? types.update : types.step;
+  const auto n_threads = static_cast<uint32_t>(is_plain ? cuda::kPlainThreads : cuda::kThreads);
+  if (is_plain) n_blocks = step.n_draws;
   std::vector<std::thread> blocks;
   for (uint32_t i = 0; i < n_blocks; ++i) {
     blocks.emplace_back(run_block, std::cref(*args), kernel, n_threads, i, n_blocks, random());
-    if (in_turn || !step.has_norms) blocks.back().join();
+    if (in_turn || is_plain) blocks.back().join();
   }
   for (std::thread& block : blocks) {
     if (block.joinable()) block.join();
@@ -107,12 +122,14 @@ struct Problem {
     n_blocks = 1 + below(random, 4);
     in_turn = below(random, 3) == 0;
     const bool norm = mode.max_grad_norm > 0.0 || mode.skip_nonfinite;
-    const bool wait = mode.clip_by_total_norm || mode.null_step || mode.finds_inf;
+    const bool surveys = rule_info(types.rule).has_trust_ratio;
+    const bool wait = mode.clip_by_total_norm || mode.null_step || mode.finds_inf || (surveys && norm);
     const int64_t retained[] = {0, 2, n_slots * n_blocks, 1'000'000};
-    cpu.make_plan_of(sizes, group_of, norm, {cpu::kPartElements, 1, wait, PlanOrder::kInTurn}, random);
+    cpu.make_plan_of(sizes, group_of, norm, {cpu::kPartElements, 1, wait, PlanOrder::kInTurn, 0, surveys}, random);
     gpu.make_plan_of(
         sizes, group_of, norm,
-        {cuda::kPartElements, cuda::kItemsPerDraw, wait, PlanOrder::kRetaining, retained[below(random, 4)]}, random);
+        {cuda::kPartElements, cuda::kItemsPerDraw, wait, PlanOrder::kRetaining, retained[below(random, 4)], surveys},
+        random);
   }
 
   Tensor tensor(size_t n, uint32_t code) {
@@ -125,7 +142,7 @@ struct Problem {
       t.master = Array(n, bytes.master, aligned);
       fill(t.master, bytes.master, bytes.master == 4, random, 1.0f);
     }
-    for (int k = 0; k < Adam::kNumStates; ++k) {
+    for (int k = 0; k < 2; ++k) {
       t.states[k] = Array(n, 4, below(random, 4) != 0);
       fill(t.states[k], 4, true, random, 0.1f);
     }
@@ -147,6 +164,12 @@ struct Problem {
     s.eps = 1e-6f;
     s.weight_decay = g == 0 ? 0.01f : 0.0f;
     s.grad_sign = g == 0 ? 1.0f : -1.0f;
+    s.clip_epsilon = g == 0 ? 1e-6 : 0.0;
+    s.normalizes = g == 1;
+    s.momentum = 0.9f;
+    s.trust_coefficient = 0.1f;
+    s.adapts = below(random, 4) != 0;
+    s.nesterov = g == 1;
     s.needs_norm = mode.max_grad_norm > 0.0 || mode.skip_nonfinite;
     s.multipliers = multipliers.data();
     s.n_multipliers = static_cast<int64_t>(multipliers.size());
@@ -190,7 +213,7 @@ struct Problem {
       }
       const StepArgs args = side->args(mode, rows, groups, pointers, scaler);
       if (side == &cpu) {
-        cpu::worker(RuleId::kAdam, 0)(args);
+        cpu::worker(types.rule, 0)(args);
       } else {
         launch(args, types, n_slots, n_blocks, in_turn, random);
       }
@@ -205,7 +228,7 @@ struct Problem {
                                 " elements, types " + std::to_string(codes[i]);
       if (!(a.param == b.param)) return "the parameter" + which;
       if (!(a.master == b.master)) return "the master" + which;
-      for (int k = 0; k < Adam::kNumStates; ++k) {
+      for (int k = 0; k < 2; ++k) {
         if (!(a.states[k] == b.states[k])) return "a state" + which;
       }
       if (!same_bits(&a.step, &b.step, sizeof(float))) return "the step" + which;
@@ -214,6 +237,10 @@ struct Problem {
     for (size_t i = 0; i < sizes.size(); ++i) {
       const bool same_norm = gpu.norms[i] == cpu.norms[i] || (std::isnan(gpu.norms[i]) && std::isnan(cpu.norms[i]));
       if (!same_norm) return "the norm of tensor " + std::to_string(i);
+    }
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      const float a = gpu.trust_ratios[i], b = cpu.trust_ratios[i];
+      if (a != b && !(std::isnan(a) && std::isnan(b))) return "the trust ratio of tensor " + std::to_string(i);
     }
     if (gpu.found_inf != cpu.found_inf) return "what was found infinite";
     if (gpu.n_skipped != cpu.n_skipped) return "the count of skipped updates";
@@ -224,6 +251,10 @@ struct Problem {
     }
     if (std::count(gpu.arrivals.begin(), gpu.arrivals.end(), 0u) != static_cast<int64_t>(gpu.arrivals.size())) {
       return "clean arrivals";
+    }
+    const auto& surveyed = gpu.survey_arrivals;
+    if (std::count(surveyed.begin(), surveyed.end(), 0u) != static_cast<int64_t>(surveyed.size())) {
+      return "clean arrivals of surveys";
     }
     return "";
   }

@@ -64,7 +64,7 @@ inline void fill(const Array& array, size_t element, bool is_float32, Random& ra
 
 // One tensor of one of the two optimizers.
 struct Tensor {
-  Array param, master, states[Adam::kNumStates];
+  Array param, master, states[2];
   float step = 0.0f;
 
   TensorRow row(uint32_t code, uint32_t ordinal) {

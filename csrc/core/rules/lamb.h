@@ -15,6 +15,7 @@ struct Lamb {
   static constexpr const char* kStateNames[kNumStates] = {"exp_avg", "exp_avg_sq"};
   static constexpr bool kHasTrustRatio = true;
   static constexpr bool kSurveyMovesStates = true;
+  static constexpr bool kApplyMovesStates = false;
   static constexpr bool kRecallsGrad = false;
 
   // Moves the moments and returns the update.

@@ -16,6 +16,7 @@ struct Lars {
   static constexpr const char* kStateNames[kNumStates] = {"momentum_buffer"};
   static constexpr bool kHasTrustRatio = true;
   static constexpr bool kSurveyMovesStates = false;
+  static constexpr bool kApplyMovesStates = true;
   static constexpr bool kRecallsGrad = true;
 
   // The gradient, clipped and signed.

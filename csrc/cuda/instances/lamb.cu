@@ -1,0 +1,9 @@
+#include "core/rules/lamb.h"
+#include "cuda/ratio_engine.cuh"
+
+namespace bertadam::cuda {
+
+Instance lamb_float32() { return ratio_instance<Lamb, OneRow<Float32Row>>(); }
+Instance lamb_any() { return ratio_instance<Lamb, AnyRow>(); }
+
+}  // namespace bertadam::cuda

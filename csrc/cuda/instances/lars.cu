@@ -1,0 +1,8 @@
+#include "core/rules/lars.h"
+#include "cuda/ratio_engine.cuh"
+
+namespace bertadam::cuda {
+
+Instance lars_any() { return ratio_instance<Lars, AnyRow>(); }
+
+}  // namespace bertadam::cuda
