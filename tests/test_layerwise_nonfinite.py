@@ -154,3 +154,22 @@ def test_a_scale_that_is_forgotten_would_be_noticed(kind: type[Beside]) -> None:
     case.opt.step()
     plain.opt.step()
     assert not same(memory(case), memory(plain))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [(LambBeside, {"use_nvlamb": True, "bias_correction": False}), (LarsBeside, {"eps": 0.0})],
+    ids=["NVLAMB", "LARS"],
+)
+def test_a_ratio_beyond_a_float_leaves_parameters_finite(
+    kind: type[Beside], settings: dict[str, Any]
+) -> None:
+    """Of gradients that are hardly there: as an infinity it would take the parameter along."""
+    case = kind([{"weight_decay": 0.0}], **{"lr": 0.1, "max_grad_norm": 0.0, **settings})
+    for param in case.params:
+        param.data.fill_(1.0)
+        param.grad = torch.full_like(param, 1e-44)
+    case.opt.step()
+    ratios = case.opt.trust_ratios
+    assert ratios is not None and float(ratios.nan_to_num().max()) == torch.finfo(torch.float32).max
+    assert all(bool(param.isfinite().all()) for param in case.params)

@@ -75,7 +75,7 @@ class Applier {
   __device__ __forceinline__ static void load(Rows& rows, const Part& part, int first) {
     if (!part.has_grad) return;
 #pragma unroll
-    for (int r = 0; r < kHalf; ++r) rows[r].load(part, element(first + r), Rule::kApplyMovesStates, pass_through_l2());
+    for (int r = 0; r < kHalf; ++r) rows[r].load(part, element(first + r), Rule::kApplyMovesStates);
   }
 
   __device__ __forceinline__ void apply(Rows& rows, const Part& part, const PartScalars& scalars, float ratio,

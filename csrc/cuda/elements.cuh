@@ -31,11 +31,11 @@ __device__ __forceinline__ uint32_t bits_of(Float16 x) { return x.bits; }
 __device__ __forceinline__ uint32_t bits_of(int16_t x) { return static_cast<uint16_t>(x); }
 
 template <class Element>
-__device__ __forceinline__ void load_four(uint32_t* words, const Element* address, uint64_t policy) {
+__device__ __forceinline__ void load_four(uint32_t* words, const Element* address) {
   if constexpr (sizeof(Element) == 4) {
-    load_words(reinterpret_cast<uint32_t (&)[4]>(*words), address, policy);
+    load_words(reinterpret_cast<uint32_t (&)[4]>(*words), address);
   } else {
-    load_words(reinterpret_cast<uint32_t (&)[2]>(*words), address, policy);
+    load_words(reinterpret_cast<uint32_t (&)[2]>(*words), address);
   }
 }
 
@@ -87,10 +87,9 @@ class FourParams {
   using Param = typename Storage::Param;
   using Master = typename Storage::Master;
 
-  __device__ __forceinline__ static void load(Words& words, const void* param, const void* master, int i,
-                                              uint64_t policy) {
-    if constexpr (kReadsParam) load_four(words, static_cast<const Param*>(param) + i, policy);
-    if constexpr (Storage::kHasMaster) load_four(words + kMasterWord, static_cast<const Master*>(master) + i, policy);
+  __device__ __forceinline__ static void load(Words& words, const void* param, const void* master, int i) {
+    if constexpr (kReadsParam) load_four(words, static_cast<const Param*>(param) + i);
+    if constexpr (Storage::kHasMaster) load_four(words + kMasterWord, static_cast<const Master*>(master) + i);
   }
 
   __device__ __forceinline__ static float value(const Words& words, int i) {

@@ -12,15 +12,14 @@ namespace bertadam::cuda {
 template <class Rule, class Types>
 class Four {
  public:
-  // The part's elements [i, i + 4). `policy`: L2's, for the parameters.
-  __device__ __forceinline__ void load(const Part& part, int i, bool with_states, uint64_t policy) {
+  // The part's elements [i, i + 4).
+  __device__ __forceinline__ void load(const Part& part, int i, bool with_states) {
     if (!is_vector(part, i)) return;
-    Types::with_storage(part.types, [&](auto storage) {
-      FourParams<decltype(storage)>::load(param_, part.param, part.master, i, policy);
-    });
+    Types::with_storage(part.types,
+                        [&](auto storage) { FourParams<decltype(storage)>::load(param_, part.param, part.master, i); });
     if (!with_states) return;
 #pragma unroll
-    for (int k = 0; k < Rule::kNumStates; ++k) load_words(states_[k], part.states[k] + i, pass_through_l2());
+    for (int k = 0; k < Rule::kNumStates; ++k) load_words(states_[k], part.states[k] + i);
   }
 
   // What `visit` leaves: parameters as they were, and what came of them; 0 for elements past the part's end.
@@ -55,8 +54,7 @@ class Four {
         if constexpr (kWritesParam) store_params(part, i, bits, moved);
         if constexpr (kWritesStates) {
 #pragma unroll
-          for (int k = 0; k < Rule::kNumStates; ++k)
-            store_words(part.states[k] + i, moved_states[k], pass_through_l2());
+          for (int k = 0; k < Rule::kNumStates; ++k) store_words(part.states[k] + i, moved_states[k]);
         }
         return visited;
       }

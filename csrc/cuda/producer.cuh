@@ -151,7 +151,7 @@ class Producer {
   __device__ static uint32_t copy(const void* grad, void* target, uint32_t n_bytes, Barrier& full) {
 #if __CUDA_ARCH__ >= 900
     const uint32_t taken = is_aligned(grad) ? n_bytes & ~15u : 0u;
-    if (taken > 0) full.copy_bulk(target, grad, taken, Rule::kHasTrustRatio ? pass_through_l2() : keep_in_l2());
+    if (taken > 0) full.copy_bulk(target, grad, taken, keep_in_l2());
     return n_bytes - taken;
 #else
     return n_bytes;

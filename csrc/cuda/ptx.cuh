@@ -72,39 +72,26 @@ __device__ __forceinline__ uint64_t keep_in_l2() {
   return policy;
 }
 
-// For what is not read again in this step, so that it makes room for what is.
-__device__ __forceinline__ uint64_t pass_through_l2() {
-  uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
-
-__device__ __forceinline__ void load_words(float (&x)[4], const void* address, uint64_t policy) {
+__device__ __forceinline__ void load_words(float (&x)[4], const void* address) {
   asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.f32 {%0, %1, %2, %3}, [%4], %5;"
                : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
-               : "l"(address), "l"(policy));
+               : "l"(address), "l"(keep_in_l2()));
 }
 
-__device__ __forceinline__ void load_words(uint32_t (&x)[4], const void* address, uint64_t policy) {
+__device__ __forceinline__ void load_words(uint32_t (&x)[4], const void* address) {
   asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
                : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-               : "l"(address), "l"(policy));
+               : "l"(address), "l"(keep_in_l2()));
 }
 
-__device__ __forceinline__ void load_words(uint32_t (&x)[2], const void* address, uint64_t policy) {
+__device__ __forceinline__ void load_words(uint32_t (&x)[2], const void* address) {
   asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v2.u32 {%0, %1}, [%2], %3;"
                : "=r"(x[0]), "=r"(x[1])
-               : "l"(address), "l"(policy));
+               : "l"(address), "l"(keep_in_l2()));
 }
 
 __device__ __forceinline__ void store_words(void* address, const float (&x)[4]) {
   asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(address), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
-               : "memory");
-}
-
-__device__ __forceinline__ void store_words(void* address, const float (&x)[4], uint64_t policy) {
-  asm volatile("st.global.L2::cache_hint.v4.f32 [%0], {%1, %2, %3, %4}, %5;" ::"l"(address), "f"(x[0]), "f"(x[1]),
-               "f"(x[2]), "f"(x[3]), "l"(policy)
                : "memory");
 }
 

@@ -127,7 +127,7 @@ class SurveyWarp {
 
   __device__ __forceinline__ static void load(Rows& rows, const Part& part, int row, bool with_states) {
 #pragma unroll
-    for (int r = 0; r < kRowsAhead; ++r) rows[r].load(part, element(row + r), with_states, keep_in_l2());
+    for (int r = 0; r < kRowsAhead; ++r) rows[r].load(part, element(row + r), with_states);
   }
 
   template <class Work>

@@ -55,7 +55,7 @@ struct LoadedGrads {
       const auto* const grads = static_cast<const decltype(element)*>(piece.grads);
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
-        if (piece.vector(v) < piece.vectors_end) load_four(words[v], grads + piece.vector(v), keep_in_l2());
+        if (piece.vector(v) < piece.vectors_end) load_four(words[v], grads + piece.vector(v));
       }
     });
   }
@@ -93,8 +93,7 @@ struct Update {
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
         const int i = piece.vector(v);
-        if (i < piece.vectors_end)
-          FourParams<decltype(storage)>::load(loaded.param[v], part.param, part.master, i, keep_in_l2());
+        if (i < piece.vectors_end) FourParams<decltype(storage)>::load(loaded.param[v], part.param, part.master, i);
       }
     });
 #pragma unroll
@@ -102,7 +101,7 @@ struct Update {
       const int i = piece.vector(v);
       if (i >= piece.vectors_end) continue;
 #pragma unroll
-      for (int k = 0; k < Rule::kNumStates; ++k) load_words(loaded.states[k][v], part.states[k] + i, keep_in_l2());
+      for (int k = 0; k < Rule::kNumStates; ++k) load_words(loaded.states[k][v], part.states[k] + i);
     }
   }
 

@@ -6,6 +6,7 @@
 #include "core/portable.h"
 #include "core/rules/adam.h"
 #include "core/rules/descent.h"
+#include "core/rules/trust_ratio.h"
 #include "core/scalars.h"
 
 namespace bertadam {
@@ -34,7 +35,7 @@ struct Lamb {
 
   BERTADAM_HD static float trust_ratio(const GroupScalars& group, double param_norm, double update_norm) {
     const bool adapts = group.adapts && param_norm != 0.0 && update_norm != 0.0;
-    return adapts ? static_cast<float>(param_norm / update_norm) : 1.0f;
+    return adapts ? rounded_ratio(param_norm / update_norm) : 1.0f;
   }
 
   // `tensor.lr` has the trust ratio in it.

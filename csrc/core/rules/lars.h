@@ -7,6 +7,7 @@
 
 #include "core/portable.h"
 #include "core/rules/descent.h"
+#include "core/rules/trust_ratio.h"
 #include "core/scalars.h"
 
 namespace bertadam {
@@ -35,7 +36,7 @@ struct Lars {
   BERTADAM_HD static float trust_ratio(const GroupScalars& group, double param_norm, double grad_norm) {
     if (!group.adapts || param_norm == 0.0 || grad_norm == 0.0) return 1.0f;
     const double denominator = grad_norm + static_cast<double>(group.weight_decay) * param_norm + group.eps;
-    return static_cast<float>(static_cast<double>(group.trust_coefficient) * param_norm / denominator);
+    return rounded_ratio(static_cast<double>(group.trust_coefficient) * param_norm / denominator);
   }
 
   // `tensor.lr` has the trust ratio in it.

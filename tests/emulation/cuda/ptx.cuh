@@ -76,21 +76,20 @@ inline void store_relaxed(WordPair* address, const WordPair& x) {
 
 inline void prefetch_to_l2(const void*) {}
 inline uint64_t keep_in_l2() { return 0; }
-inline uint64_t pass_through_l2() { return 0; }
 
 // What hardware demands of an address.
 inline void check_aligned(const void* address, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(address) % bytes != 0) emulation::Block::fail("an access is not aligned");
 }
-inline void load_words(float (&x)[4], const void* address, uint64_t) {
+inline void load_words(float (&x)[4], const void* address) {
   check_aligned(address, 16);
   std::memcpy(x, address, sizeof(x));
 }
-inline void load_words(uint32_t (&x)[4], const void* address, uint64_t) {
+inline void load_words(uint32_t (&x)[4], const void* address) {
   check_aligned(address, 16);
   std::memcpy(x, address, sizeof(x));
 }
-inline void load_words(uint32_t (&x)[2], const void* address, uint64_t) {
+inline void load_words(uint32_t (&x)[2], const void* address) {
   check_aligned(address, 8);
   std::memcpy(x, address, sizeof(x));
 }
@@ -98,7 +97,6 @@ inline void store_words(void* address, const float (&x)[4]) {
   check_aligned(address, 16);
   std::memcpy(address, x, sizeof(x));
 }
-inline void store_words(void* address, const float (&x)[4], uint64_t) { store_words(address, x); }
 inline void store_words(void* address, const uint32_t (&x)[2]) {
   check_aligned(address, 8);
   std::memcpy(address, x, sizeof(x));
