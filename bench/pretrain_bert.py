@@ -102,8 +102,11 @@ def launch(options: argparse.Namespace) -> int:
             checkpoint=options.checkpoint,
             resume=options.resume,
             stop_after=options.stop_after,
+            kind=kind_of_training(options),
         )
         return 0
+    if options.cuda_graph:
+        raise ValueError("pretrain_bert: --cuda-graph: not with --compare")
     pieces = (options.resume, options.checkpoint, options.stop_after)
     if any(value is not None for value in pieces):
         raise ValueError(
@@ -127,6 +130,13 @@ def launch_comparison(options: argparse.Namespace, given: dict[str, Any]) -> int
     if options.compare == "normalization":
         return normalization_comparison.compare(given, *text, options.adam_lr)
     return comparison.compare(complete(given), *text, options.reference_runs)
+
+
+def kind_of_training(options: argparse.Namespace) -> Any:
+    from graphed_training import GraphedTraining
+    from training import Training
+
+    return GraphedTraining if options.cuda_graph else Training
 
 
 def launch_profile(options: argparse.Namespace, given: dict[str, Any]) -> int:

@@ -88,6 +88,11 @@ def add_model(model: argparse._ArgumentGroup) -> None:
     )
     model.add_argument("--seed", type=int)
     model.add_argument("--eval-every", type=int, help="steps between held-out losses")
+    model.add_argument(
+        "--cuda-graph",
+        action="store_true",
+        help="capture an iteration in a CUDA graph, step included, and replay it (on a GPU)",
+    )
 
 
 def add_phases(more: argparse._ArgumentGroup) -> None:

@@ -36,6 +36,7 @@ def pretrain(
     checkpoint: Path | None = None,
     resume: Path | None = None,
     stop_after: int | None = None,
+    kind: type[Training] = Training,
 ) -> Training:
     """Train once and write `log.jsonl` and `losses.png` to `out`.
 
@@ -44,6 +45,7 @@ def pretrain(
         checkpoint: written at every held-out loss and at the end.
         resume: a checkpoint to continue; the settings that are given must be its own.
         stop_after: last step of this process, for runs in pieces.
+        kind: how iterations are made.
     """
     if stop_after is not None and stop_after < 1:
         raise ValueError(f"pretrain_bert: --stop-after is {stop_after}, expected at least 1")
@@ -57,7 +59,7 @@ def pretrain(
             f" {'; '.join(changed)}; leave these options out"
         )
     corpus, texts = load_text(settings, corpus_files, out)
-    training = Training(settings, texts)
+    training = kind(settings, texts)
     if saved:
         training.restore(saved)
         log = RunLog(out / "log.jsonl", saved["records"])

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from . import _masters
+from . import _masters, _settings
 from ._checkpoint_layouts import HERE, STARTS, SavedState, read
 from ._checkpoint_values import checked_counters, checked_master, checked_state, scaled
 
@@ -62,6 +62,9 @@ def load(optimizer: _Loadable, state_dict: dict[str, Any]) -> None:
     A parameter without an entry in the file gets the zero state with step 0 if it has a state
     now, and stays without one if not. Moments of another floating dtype are converted.
 
+    With capturable=True an lr that is a tensor here is written in place, rounded to its dtype;
+    captured graphs go on with what was loaded, except for other settings.
+
     The optimizer keeps its own master_weights and stochastic_rounding, and the file's masters are
     brought into that form: none becomes the parameter's value; float32 becomes a remainder, for
     which the parameter is written, too; a remainder becomes float32 with the parameter as it is
@@ -78,7 +81,8 @@ def load(optimizer: _Loadable, state_dict: dict[str, Any]) -> None:
 
     Raises:
         TypeError: something in the file has the wrong type or dtype.
-        ValueError: unknown layout; another number of groups or parameters; missing or unknown
+        ValueError: two numbers for groups that share one lr tensor, with capturable=True; unknown
+            layout; another number of groups or parameters; missing or unknown
             keys; wrong shapes; values that are not finite; exp_avg_sq < 0; a step that is no whole
             number in [0, 2**24); a remainder of a parameter that is not bfloat16; settings that the
             optimizer refuses.
@@ -109,6 +113,9 @@ def load(optimizer: _Loadable, state_dict: dict[str, Any]) -> None:
     names = names_with([new.settings for new in saved.groups])
     writes = _checked_writes(optimizer, saved, names, where)
     pairs = list(zip(optimizer.param_groups, saved.groups, strict=True))
+    _settings.check_shared_rates(
+        optimizer.param_groups, [new.settings for new in saved.groups], where
+    )
     # Before the first write: where warnings are errors, one loads nothing.
     if not saved.has_settings:
         warnings.warn(_moments_only(saved, where), stacklevel=3)
@@ -131,7 +138,7 @@ def load(optimizer: _Loadable, state_dict: dict[str, Any]) -> None:
             with torch.no_grad():
                 tensor.copy_(source)
     for group, new in pairs:
-        group.update(new.settings)
+        _settings.update(group, new.settings)
     optimizer._drop_plan()
     for post_hook in optimizer._optimizer_load_state_dict_post_hooks.values():
         post_hook(optimizer)

@@ -55,10 +55,21 @@ class FusedOptimizer(Planning, Statistics, torch.optim.Optimizer):
         step divides all gradients by, and `found_inf`: unless that is 0 the whole step is left out,
         counters included, and every parameter with a gradient counts in `skipped`.
 
+        With capturable=True and an lr on the device, a CUDA graph may capture this call, alone,
+        with a scaler's, or with the whole iteration: one node of the graph. Take a step outside of
+        it first, in the same way. Replays count steps, follow the schedule, and may be mixed with
+        steps outside. They read gradients, parameters, states and lr where these were. So
+        `lr.fill_(...)`, `load_state_dict`, and start and lr of `reset_schedule` take effect; other
+        settings stay as they were at the capture. A graph may be replayed while its optimizer
+        lives. Statistics show the replay's values until a setting changes, and the warning at the
+        end of a schedule counts the steps outside only.
+
         Args:
             closure: re-evaluates the model and returns the loss; called first, with grad enabled.
 
         Returns: what `closure` returned.
+
+        Raises: RuntimeError, with nothing written, where a capture would need more than a launch.
         """
         loss = None
         if closure is not None:
@@ -123,6 +134,8 @@ class FusedOptimizer(Planning, Statistics, torch.optim.Optimizer):
             state: dict[str, Tensor] = {
                 "step": torch.zeros((), dtype=torch.float32, device=param.device)
             }
+            if self.param_groups[0]["capturable"]:
+                _phases.add_starts(state)
             for name in self._state_names_of(self.param_groups):
                 state[name] = torch.zeros_like(param, dtype=torch.float32, requires_grad=False)
             state |= _masters.new_master(param, self._master_weights)
@@ -197,11 +210,13 @@ class FusedOptimizer(Planning, Statistics, torch.optim.Optimizer):
         """Begin a new phase of training in every group: moments and steps stay.
 
         Position 0 of the schedule moves to each parameter's present step ('schedule_start' in its
-        state, saved with checkpoints).
+        state, saved with checkpoints). Graphs that were captured before see that and the lr; their
+        schedule stays the one that they were captured with.
 
         Args:
             lr, t_total, warmup, schedule, schedule_args: new settings; None keeps the present
                 ones. A new schedule without schedule_args has none.
+                With capturable=True an lr that is a tensor is written in place.
             start_position: where in the schedule the phase begins, in updates.
             restart_bias_correction: count t of the bias correction from here, too (NVIDIA's BERT
                 script zeroes the step for that).

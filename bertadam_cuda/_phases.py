@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from . import schedules
-from ._settings import SCHEDULE, check_number
+from ._checkpoint_layouts import STARTS
+from ._settings import SCHEDULE, check_number, update
 from ._tables import MAX_POSITION
 
 
@@ -89,8 +90,18 @@ def reset_schedule(
                 if restart_bias_correction:
                     _set_counter(state, "bias_correction_start", state["step"])
     for group in optimizer.param_groups:
-        group.update(changes)
+        update(group, changes)
     optimizer._drop_plan()
+
+
+def add_starts(state: dict[str, Tensor]) -> None:
+    """Give a state the counters that `reset_schedule` moves, if it lacks them.
+
+    A captured step reads what was there at its capture.
+    """
+    for key in STARTS:
+        if key not in state:
+            state[key] = torch.zeros_like(state["step"])
 
 
 def _set_counter(state: dict[str, Tensor], key: str, value: Tensor) -> None:

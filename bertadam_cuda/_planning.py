@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _phases, _settings, schedules
-from ._tables import Tables
+from . import _capture, _phases, _settings, schedules
+from ._tables import MAX_POSITION, Tables
 
 
 class Planning:
@@ -54,7 +54,8 @@ class Planning:
 
     def _plan_settings(self) -> dict[str, Any]:
         storage = {key: self.param_groups[0][key] for key in _settings.STORAGE}
-        return {"rule": self._rule_name(self.param_groups), **storage}
+        captured = self._captured if self.param_groups[0]["capturable"] else None
+        return {"rule": self._rule_name(self.param_groups), "captured": captured, **storage}
 
     def _validate_groups(self, groups: list[dict[str, Any]]) -> None:
         """Raise ValueError or TypeError for bad settings; no side effect."""
@@ -122,6 +123,8 @@ class Planning:
         self._next_event = math.inf
 
     def _forget(self) -> None:
+        if "_captured" not in self.__dict__:  # else graphs may still refer to what it holds
+            self._captured = self._binary.CapturedSteps()
         self._drop_plan()
         self._tables = Tables()
         self._n_skipped: dict[torch.device, Tensor] = {}
@@ -134,6 +137,7 @@ class Planning:
 
     def _bring_up_to_date(self) -> None:
         """Do all that a step does not do by itself: plans, settings, tables, missing states."""
+        _capture.refuse(self)
         if self._plan_settings() != self._planned:
             self._validate_groups(self.param_groups)
             self._make_plans()
@@ -147,26 +151,30 @@ class Planning:
             self._set_groups()  # somebody else has moved a step counter
         for plan in self._plans:
             plan.create_states(self._init_state)
+        if self.param_groups[0]["capturable"]:
+            with torch.inference_mode(False):
+                for state in filter(None, self.state.values()):
+                    _phases.add_starts(state)  # capturable may be new
         self._stepper.accept(self.param_groups, not self._has_two_schedules())
 
     def _update_settings(self) -> None:
         """Hand over what changed in the groups since they were last looked at."""
         for index, group in enumerate(self.param_groups):
-            _settings.check_rate(group["lr"], f"{type(self).__name__}: param_groups[{index}]")
-        rates = [float(group["lr"]) for group in self.param_groups]
+            _settings.check_rate(group, f"{type(self).__name__}: param_groups[{index}]")
+        rates = [_settings.rate(group) for group in self.param_groups]
         others = [_settings.snapshot(group, self._rule_keys) for group in self.param_groups]
         if others != self._seen:
             self._validate_groups(self.param_groups)
             self._warn_of_two_schedules()
             self._set_groups()
         else:
-            if rates != self._seen_rates:
+            if [lr for lr, _ in rates] != self._seen_rates:
                 self._warn_of_two_schedules()
             # Of all groups: the stepper may have given other ones since.
             for plan in self._plans:
                 for index, lr in enumerate(rates):
-                    plan.set_lr(index, lr)
-        self._seen, self._seen_rates = others, rates
+                    plan.set_lr(index, *lr)
+        self._seen, self._seen_rates = others, [lr for lr, _ in rates]
 
     def _set_groups(self) -> None:
         """Hand all settings to the plans, once everything that may fail is made."""
@@ -186,7 +194,9 @@ class Planning:
         tables = {}
         for plan in self._plans:
             for index, (group, rule) in enumerate(zip(groups, rules, strict=True)):
-                position, step = bounds[index]
+                # A replay does not come here to have its tables lengthened.
+                whole = group["capturable"]
+                position, step = (MAX_POSITION, MAX_POSITION) if whole else bounds[index]
                 schedule = self._tables.schedule(group, position, plan.device)
                 events.append(schedule.valid_to - position)
                 corrections = None
@@ -198,15 +208,17 @@ class Planning:
                 tables[plan, index] = schedule.values, corrections
         for (plan, index), (multipliers, corrections) in tables.items():
             group = groups[index]
+            lr, on_device = _settings.rate(group)
             plan.set_group(
                 index,
-                lr=float(group["lr"]),
+                lr=lr,
                 max_grad_norm=group["max_grad_norm"],
                 maximize=group["maximize"],
                 multipliers=multipliers,
                 corrections=corrections,
                 **rules[index],
             )
+            plan.set_lr(index, lr, on_device)
         for plan in self._plans:
             plan.configure(
                 clip_by_total_norm=global_clip,

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import schedules
+from ._tables import MAX_POSITION
 
 #: How parameters are kept in memory: see csrc/core/storage.h.
 STORAGE = ("master_weights", "stochastic_rounding", "rounding_seed")
@@ -28,10 +30,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "on_nonfinite": (None, "skip", "propagate"),
     "master_weights": (None, "fp32", "remainder"),
     "stochastic_rounding": (False, True),
-}
-#: Arguments of every constructor whose other values are not supported yet.
-_ONLY: dict[str, Any] = {
-    "capturable": False,
+    "capturable": (False, True),
 }
 
 
@@ -47,7 +46,9 @@ def validate(
     """
     for index, group in enumerate(groups):
         where = f"{name}: param_groups[{index}]"
-        check_rate(group["lr"], where)
+        check_rate(group, where)
+        if _on_device(group["lr"]):
+            check_number(group["lr"].item(), "lr", where, least=0.0)
         check_number(group["max_grad_norm"], "max_grad_norm", where, finite=False)
         check_flags(group, _FLAGS, where)
         if group.get("differentiable"):
@@ -55,6 +56,8 @@ def validate(
                 f"{where}: differentiable=True is not supported: the step has no graph"
             )
         schedules.validate(*(group[key] for key in SCHEDULE), where=where)
+        if group["capturable"] is True:
+            _check_whole_schedule(group, where)
         check_rule(group, where)
         for key in (*PER_OPTIMIZER, *per_optimizer):
             _check_per_optimizer(key, group[key], groups[0][key], where)
@@ -67,10 +70,6 @@ def validate(
 
 
 def _check_per_optimizer(key: str, value: Any, first: Any, where: str) -> None:
-    if key in _ONLY and value != _ONLY[key]:
-        raise ValueError(
-            f"{where}: {key} is {value!r}, which is not supported yet; expected {_ONLY[key]!r}"
-        )
     if key in _CHOICES and value not in _CHOICES[key]:
         choices = ", ".join(repr(choice) for choice in _CHOICES[key])
         raise ValueError(f"{where}: {key} is {value!r}, expected one of {choices}")
@@ -85,21 +84,105 @@ def _check_per_optimizer(key: str, value: Any, first: Any, where: str) -> None:
         )
 
 
-def check_rate(lr: object, where: str) -> None:
-    """Raise unless `lr` is a number >= 0, or a tensor on the CPU that holds one."""
+def _check_whole_schedule(group: dict[str, Any], where: str) -> None:
+    """Raise ValueError unless all multipliers can be computed before the first step."""
+    last = schedules.last_position(group["schedule"], group["t_total"])
+    if last is None:
+        raise ValueError(
+            f"{where}: schedule is a callable and t_total is -1; with capturable=True every "
+            "multiplier is computed ahead, since a graph cannot call it: pass t_total"
+        )
+    if last > MAX_POSITION:
+        raise ValueError(
+            f"{where}: t_total is {group['t_total']}; with capturable=True every multiplier is "
+            f"computed ahead, for at most 2**24 = {MAX_POSITION} updates, where a float32 step "
+            "counter ends"
+        )
+
+
+def check_rate(group: dict[str, Any], where: str) -> None:
+    """Raise unless the group's lr is a number >= 0, or a tensor that holds one.
+
+    On a device only with capturable=True, and the value is not looked at: that would wait for it.
+    """
+    lr: object = group["lr"]
     if isinstance(lr, Tensor):
         if lr.numel() != 1 or lr.is_complex():
             raise ValueError(
                 f"{where}: lr is a tensor of shape {tuple(lr.shape)} and {lr.dtype}, expected one "
                 "real element"
             )
-        if lr.device.type != "cpu":
-            raise ValueError(
-                f"{where}: lr is a tensor on {lr.device}; to read it, every step would wait for "
-                "the device: pass lr.cpu(), which is read at every step, or a float"
-            )
+        if _on_device(lr):
+            _check_device_rate(group, lr, where)
+            return
         lr = lr.item()
     check_number(lr, "lr", where, least=0.0)
+
+
+def _check_device_rate(group: dict[str, Any], lr: Tensor, where: str) -> None:
+    if not group["capturable"]:
+        raise ValueError(
+            f"{where}: lr is a tensor on {lr.device}; to read it, every step would wait for "
+            "the device: pass lr.cpu(), which is read at every step, or a float; or "
+            "capturable=True, which leaves it on the device"
+        )
+    if lr.device.type != "cuda" or lr.layout != torch.strided:
+        raise ValueError(
+            f"{where}: lr is a tensor on {lr.device} of layout {lr.layout}, expected a dense one "
+            "on the CPU or on the parameters' CUDA device"
+        )
+    if lr.dtype not in (torch.float32, torch.float64) or lr.is_neg():
+        raise ValueError(
+            f"{where}: lr is a tensor of {lr.dtype} on {lr.device}, expected float32 or float64 "
+            "there (and no negated view); convert it with lr.double()"
+        )
+    elsewhere = {param.device for param in group["params"]} - {lr.device}
+    if elsewhere:
+        raise ValueError(
+            f"{where}: lr is a tensor on {lr.device}, and the group has parameters on "
+            f"{', '.join(sorted(map(str, elsewhere)))}; make one group for each device, each with "
+            "an lr there"
+        )
+
+
+def _on_device(lr: object) -> bool:
+    return isinstance(lr, Tensor) and lr.device.type != "cpu"
+
+
+def rate(group: dict[str, Any]) -> tuple[float, Tensor | None]:
+    """Return the lr as the host has it, or NaN and the tensor where the steps read it."""
+    lr = group["lr"]
+    return (math.nan, lr) if _on_device(lr) else (float(lr), None)
+
+
+def update(group: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Set `changes` in a group. With capturable=True a tensor lr is written, not replaced.
+
+    Captured steps read it.
+    """
+    lr = group["lr"]
+    if "lr" in changes and group["capturable"] and isinstance(lr, Tensor):
+        with torch.no_grad():
+            lr.fill_(float(changes["lr"]))
+        changes = {**changes, "lr": lr}
+    group.update(changes)
+
+
+def check_shared_rates(
+    groups: list[dict[str, Any]], changes: list[dict[str, Any]], where: str
+) -> None:
+    """Raise ValueError where `update` would write two numbers into one tensor."""
+    written: dict[int, float] = {}
+    for index, (group, new) in enumerate(zip(groups, changes, strict=True)):
+        if "lr" not in new or not group["capturable"] or not isinstance(group["lr"], Tensor):
+            continue
+        value = float(new["lr"])
+        if written.setdefault(id(group["lr"]), value) != value:
+            raise ValueError(
+                f"{where}: param_groups[{index}] shares its lr, a tensor, with another group, and "
+                f"the file has {value} for it, another number than for the other; give every group "
+                "a tensor of its own"
+            )
 
 
 def check_flags(group: dict[str, Any], keys: tuple[str, ...], where: str) -> None:

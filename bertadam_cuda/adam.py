@@ -35,18 +35,19 @@ class Adam(FusedOptimizer):
         params: parameters, (name, parameter) pairs, or groups (dicts) that may override every
             setting below but those marked *. For dtypes and layouts see BertAdam.
         lr: learning rate, >= 0. Default 1e-3. A float, or a tensor of one element on the CPU, which
-            is read at every step, so schedulers may write it in place. A tensor on a CUDA device is
-            refused: every step would have to wait for it.
+            is read at every step, so schedulers may write it in place. With capturable=True also
+            one float32 or float64 on the parameters' CUDA device, where the steps read it; its
+            value is looked at once, here. Otherwise every step would have to wait for it.
         betas: decay rates of the moments, a tuple of two numbers in [0, 1). Default (0.9, 0.999).
             Tensors are read once, here. A scheduler that changes them at every step (OneCycleLR
             with cycle_momentum=True) has a table of bias corrections made anew each time, which
             takes some 10 ms and, on CUDA, waits for the device.
         eps: added to the root, >= 0. Default 1e-8.
         weight_decay: factor of p, >= 0. Default 0.
-        amsgrad*: divide by the root of the largest v so far. Default False. On the CPU only so far.
+        amsgrad*: divide by the root of the largest v so far. Default False.
         foreach, fused: accepted as torch has them, without effect: every step is one launch.
         maximize: ascend. Default False.
-        capturable*: not supported yet; only the default False is accepted.
+        capturable*: whether a CUDA graph may capture `step()`, see BertAdam. Default False.
         differentiable: only False: the step has no graph.
         decoupled_weight_decay: decay as AdamW does. Default False: the decay is part of the
             gradient, after clipping.

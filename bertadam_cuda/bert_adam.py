@@ -35,7 +35,7 @@ class BertAdam(FusedOptimizer):
             the CPU or CUDA devices (one launch each).
         lr: base learning rate, >= 0, in units of p; `group['lr']` is read at every step, so torch's
             lr schedulers work (on top of an own schedule they multiply, with one warning). Also a
-            tensor of one element on the CPU, see Adam.
+            tensor of one element, see Adam.
         warmup: fraction of t_total spent on the warm-up, in [0, 1), or -1 for none (default).
         t_total: updates in the schedule, > 0, or -1 for a constant lr (default). Past it the lr
             keeps its value at t_total, with one warning.
@@ -68,7 +68,9 @@ class BertAdam(FusedOptimizer):
         rounding_seed*: of the random bits, in [0, 2**64). Default 0. The bits of an element depend
             on nothing but the seed, the parameter's place in param_groups, its step and the
             element's place in its memory: a resumed run continues with the same.
-        capturable*: not supported yet; only the default False is accepted.
+        capturable*: whether a CUDA graph may capture `step()`, whose docstring says how. Every
+            multiplier is then computed before the first step (a million take about a second), for
+            2**24 updates at most; a callable schedule needs t_total. Default False.
         maximize: ascend. Default False.
 
     With a gradient scaler (torch.amp.GradScaler, or `bertadam_cuda.amp.GradScaler`, which reads the
@@ -77,15 +79,15 @@ class BertAdam(FusedOptimizer):
 
     State per parameter: 'step' (0-dim float32), 'exp_avg' = m, 'exp_avg_sq' = v (float32, shape and
     layout of p); with master_weights also 'master_param' (float32) or 'param_remainder' (int16);
-    after `reset_schedule` also 'schedule_start', 'bias_correction_start'. The first step creates it
-    for every parameter that requires grad. A step in which every lr is 0 and every gradient is 0
-    does not count.
+    after `reset_schedule` or with capturable=True also 'schedule_start', 'bias_correction_start'.
+    The first step creates it for every parameter that requires grad. A step in which every lr is 0
+    and every gradient is 0 does not count (an lr on the device is not known to be 0).
 
     Raises:
         ValueError, TypeError: bad settings, here or at the step after they were changed; parameters
             of another dtype, with gaps, overlapping, or sharing memory; float16 parameters with
             'remainder' or stochastic_rounding; masters that do not fit master_weights any more.
-        RuntimeError: parameters on the meta device; sparse gradients; capture in a CUDA graph.
+        RuntimeError: parameters on the meta device; sparse gradients; a capture that cannot be.
 
     Source: names, order, defaults and update of BertAdam in DeepSpeedExamples'
     bing_bert/pytorch_pretrained_bert/optimization.py. Differences: gradients are only read (the

@@ -59,7 +59,7 @@ class LAMB(FusedOptimizer):
             see BertAdam. Default 'none'. NVIDIA's for BERT is 'warmup_poly'.
         on_nonfinite*, master_weights*, stochastic_rounding*, rounding_seed*: see BertAdam.
         maximize: ascend. Default False.
-        capturable*: not supported yet; only the default False is accepted.
+        capturable*: whether a CUDA graph may capture `step()`, see BertAdam. Default False.
 
     State per parameter: 'step' (0-dim float32), 'exp_avg' = m, 'exp_avg_sq' = v (float32, shape and
     layout of p); masters as BertAdam's. The first step creates it for every parameter that requires

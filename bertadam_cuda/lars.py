@@ -48,7 +48,7 @@ class LARS(FusedOptimizer):
             'propagate', and 'skip' buys a pass over the gradients.
         master_weights*, stochastic_rounding*, rounding_seed*: see BertAdam.
         maximize: ascend. Default False.
-        capturable*: not supported yet; only the default False is accepted.
+        capturable*: whether a CUDA graph may capture `step()`, see BertAdam. Default False.
 
     State per parameter: 'step' (0-dim float32), 'momentum_buffer' = b (float32, shape and layout of
     p); masters as BertAdam's. The first step creates it for every parameter that requires grad.

@@ -60,17 +60,14 @@ def test_another_setting_gives_other_bits(change: dict[str, Any]) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("blocks", [0, 1, 132])
 @modes
-def test_gpu_gives_the_bits_of_the_cpu(settings: dict[str, Any], blocks: int) -> None:
+@amsgrads
+def test_gpu_gives_the_bits_of_the_cpu(
+    settings: dict[str, Any], blocks: int, amsgrad: bool
+) -> None:
     params = odd_params()
-    expected = run(params, "cpu", kind=AdamTwin, **settings)
-    assert same(run(params, "cuda", kind=AdamTwin, workers=blocks, **settings), expected)
-
-
-@pytest.mark.gpu
-def test_amsgrad_on_a_gpu_is_refused_by_name() -> None:
-    param = nn.Parameter(torch.ones(3, device="cuda"))
-    with pytest.raises(RuntimeError, match="Adam: the rule Amsgrad has no kernel for CUDA"):
-        Adam([param], amsgrad=True)
+    settings = {"kind": AdamTwin, "amsgrad": amsgrad, **settings}
+    expected = run(params, "cpu", **settings)
+    assert same(run(params, "cuda", workers=blocks, **settings), expected)
 
 
 @pytest.mark.gpu

@@ -73,7 +73,7 @@ def test_foreach_and_fused_have_no_effect(flag: str) -> None:
         ({"weight_decay": -0.1}, ValueError, "weight_decay is -0.1"),
         ({"amsgrad": 1}, TypeError, "amsgrad is 1, expected True or False"),
         ({"maximize": 1}, TypeError, "maximize is 1"),
-        ({"capturable": True}, ValueError, "capturable is True, which is not supported yet"),
+        ({"capturable": None}, ValueError, "capturable is None, expected one of False, True"),
         ({"differentiable": True}, ValueError, "differentiable=True is not supported"),
         ({"clip": "norm"}, ValueError, "clip is 'norm', expected one of 'per_tensor', 'global'"),
         ({"schedule": "sine"}, ValueError, "sine"),
@@ -169,6 +169,18 @@ def test_a_learning_rate_in_a_tensor_is_read_at_every_step(shape: tuple[int, ...
         assert torch.equal(param, twin), lr
         assert ours.get_lr() == [lr]
     assert ours.param_groups[0]["lr"] is rate
+
+
+def test_a_number_may_take_the_place_of_a_tensor() -> None:
+    param, twin = one_parameter(), one_parameter()
+    ours, theirs = Adam([param], lr=torch.tensor(0.5)), Adam([twin], lr=0.5)
+    for lr in (0.5, 0.25, torch.tensor(0.75), 0.125):
+        ours.param_groups[0]["lr"] = lr
+        theirs.param_groups[0]["lr"] = float(lr)
+        for _ in range(2):
+            ours.step()
+            theirs.step()
+            assert torch.equal(param, twin), lr
 
 
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])

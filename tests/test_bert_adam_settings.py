@@ -52,7 +52,8 @@ BAD: list[tuple[str, Any]] = [
     ("rounding_seed", 2**64),
     ("rounding_seed", 1.0),
     ("rounding_seed", True),
-    ("capturable", True),
+    ("capturable", None),
+    ("capturable", "yes"),
 ]
 PER_OPTIMIZER = [
     ("clip", "global"),
@@ -60,6 +61,7 @@ PER_OPTIMIZER = [
     ("master_weights", "fp32"),
     ("stochastic_rounding", True),
     ("rounding_seed", 1),
+    ("capturable", True),
 ]
 
 

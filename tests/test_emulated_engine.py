@@ -89,6 +89,26 @@ MUTATIONS = {
         "kMasterWord = kReadsParam ? 2 : 0;",
         "kMasterWord = 0;",
     ),
+    "reads no learning rate in memory": (
+        "core/scalars.h",
+        "if (lr_float64 != nullptr) return *lr_float64;",
+        "",
+    ),
+    "applies what is not surveyed": (
+        "cuda/applier.cuh",
+        "        ring.surveyed[here_.slot].wait(here_.parity);\n",
+        "",
+    ),
+    "adds up what is not surveyed": (
+        "cuda/trust_ratios.cuh",
+        "      ring.surveyed[here.slot].wait(here.parity);\n",
+        "",
+    ),
+    "turns gradients into updates from their beginning": (
+        "cuda/ring.cuh",
+        "return (Types::kMostGradBytes - element_bytes) * kPartElements;",
+        "return 0;",
+    ),
     "forgets what it postponed": (
         "cuda/producer.cuh",
         "    for (uint32_t draw; resumes(draw);) {",

@@ -9,7 +9,7 @@ import torch
 
 from bertadam_cuda import _ext
 
-NORM, UPDATE = 1, 2
+NORM, UPDATE, SURVEY = 1, 2, 4
 PART = 1024
 PER_DRAW = 4
 CHUNK = PART * PER_DRAW
@@ -200,3 +200,43 @@ def test_tree_nodes_of_tensors_do_not_overlap() -> None:
     # 600 chunks need 600 + 19 + 1 nodes, 70,000 need 70,000 + 2,188 + 69 + 3 + 1; five tensors 6.
     assert first == [0, 1, 2, 622, 622 + 72_261]
     assert made["n_nodes"] == 622 + 72_261 + 1 + 6
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+@pytest.mark.parametrize("norms", [False, True])
+@pytest.mark.parametrize("retained", [0, 5, 10**6])
+def test_surveys_stand_between_norms_and_updates(in_turn: bool, norms: bool, retained: int) -> None:
+    sizes = [0, 5, 1024, 4096, 5000, 40_000, 3, 300_000, 1025]
+    made = plan(
+        sizes,
+        norms,
+        surveys=True,
+        wait_for_all=norms,
+        in_turn=in_turn,
+        retained_draws=retained,
+        items_per_draw=1 if in_turn else PER_DRAW,
+    )
+    items, per_draw = made["items"], 1 if in_turn else PER_DRAW
+    draw = torch.arange(len(items)) // per_draw
+    real = items[:, 0] >= 0
+    tensor, part, kinds, _ = items[real].unbind(1)
+    draw = draw[real]
+    n_parts = torch.tensor([max(1, -(-n // PART)) for n in sizes])
+    for kind, expected in ((NORM, n_parts * norms), (SURVEY, n_parts), (UPDATE, n_parts)):
+        having = (kinds & kind) != 0
+        assert torch.equal(torch.bincount(tensor[having], minlength=len(sizes)), expected)
+        assert len(set(zip(tensor[having].tolist(), part[having].tolist(), strict=True))) == int(
+            expected.sum()
+        )
+    surveys = (kinds & SURVEY) != 0
+    if norms:
+        assert draw[kinds == NORM].max() < draw[surveys].min()
+    assert bool((kinds[(kinds & NORM) != 0] == NORM).all())
+    for index in range(len(sizes)):
+        last_survey = draw[surveys & (tensor == index)].max()
+        assert bool((draw[(kinds == UPDATE) & (tensor == index)] > last_survey).all())
+    if not in_turn and retained == 10**6:
+        assert not bool((kinds == UPDATE).any()), "all updates are kept"
+    if not in_turn and retained == 0:
+        large = n_parts > PER_DRAW
+        assert not bool(large[tensor[kinds == (SURVEY | UPDATE)]].any())

@@ -134,13 +134,6 @@ DType check_grad(const at::Tensor& grad, const at::Tensor& param, const std::str
   return *type;
 }
 
-void check_rule(RuleId rule, at::Device device, const std::string& where) {
-  if (!device.is_cuda() || rule != RuleId::kAmsgrad) return;
-  throw std::runtime_error(text(where, ": the rule ", rule_info(rule).name, " has no kernel for CUDA devices yet, and ",
-                                "the parameters are on ", device, "; it runs on the CPU",
-                                rule == RuleId::kAmsgrad ? "; amsgrad=False runs on both" : ""));
-}
-
 void check_state(const at::Tensor& state, const StateOf& of, const std::string& where, const std::string& name) {
   const auto& [param, key, dtype] = of;
   if (state.device() != param.device()) {

@@ -35,9 +35,6 @@ struct StateOf {
 };
 void check_state(const at::Tensor& state, const StateOf& of, const std::string& where, const std::string& name);
 
-// Not every rule has a kernel for CUDA devices yet.
-void check_rule(RuleId rule, at::Device device, const std::string& where);
-
 // A counter of the state: 0-dim float32 on the parameter's device.
 void check_counter(const at::Tensor& counter, const at::Tensor& param, const char* key, const std::string& where,
                    const std::string& name);

@@ -71,14 +71,8 @@ void Execution::configure(ExecutionSettings settings) {
   lists_fit_ = false;
 }
 
-void Execution::prepare() {
-#if defined(BERTADAM_WITH_CUDA)
-  if (device_.is_cuda() && cuda::is_capturing(current_stream(device_).native_handle())) {
-    throw std::runtime_error(where_ +
-                             ": step() was called while a CUDA graph is being captured, which is not supported yet; "
-                             "capture forward and backward, and call step() outside of the graph");
-  }
-#else
+bool Execution::prepare() {
+#if !defined(BERTADAM_WITH_CUDA)
   if (device_.is_cuda()) {
     throw std::runtime_error(where_ + ": the parameters are on " + device_.str() +
                              ", but this build of bertadam_cuda has no CUDA kernels; rebuild it where nvcc is found "
@@ -90,8 +84,11 @@ void Execution::prepare() {
     groups_[i].needs_norm = settings_.group_needs_norm[i];
     null_step_ = null_step_ && groups_[i].lr == 0.0;
   }
+  is_captured_ = is_capturing(device_);
+  if (is_captured_ && !is_ready_to_capture()) return false;
   if (device_.is_cuda()) see_types();
   choose_list();
+  return true;
 }
 
 // How much a GPU can keep on chip depends on the types.
@@ -121,12 +118,14 @@ void Execution::choose_list() {
     trust_ratios_ = at::full_like(trust_ratios_, kNaN);
     lists_fit_ = true;
   }
-  const bool has_ratio = rule_info(rule_).has_trust_ratio;
-  const bool wait_for_all =
-      ((settings_.clip_by_total_norm || has_ratio) && any_norm()) || null_step_ || scaling.finds_inf;
-  std::unique_ptr<WorkList>& list = lists_[wait_for_all];
-  if (!list) list = make_list(wait_for_all);
+  std::unique_ptr<WorkList>& list = lists_[waits_for_all()];
+  if (!list) list = make_list(waits_for_all());
   list_ = list.get();
+}
+
+bool Execution::waits_for_all() const {
+  const bool has_ratio = rule_info(rule_).has_trust_ratio;
+  return ((settings_.clip_by_total_norm || has_ratio) && any_norm()) || null_step_ || scaling.finds_inf;
 }
 
 std::unique_ptr<WorkList> Execution::make_list(bool wait_for_all) const {
@@ -135,6 +134,12 @@ std::unique_ptr<WorkList> Execution::make_list(bool wait_for_all) const {
   Plan plan = make_plan(n_elements_, group_, needs_norm, plan_options(wait_for_all));
   TORCH_CHECK(plan.items.size() < (size_t{1} << 31), where_, ": the parameters make ", plan.items.size(),
               " work items, at most 2^31 are supported");
+#if defined(BERTADAM_WITH_CUDA)
+  if (device_.is_cuda() && captured) {
+    const int error = cuda::prepare_capture(device_.index(), rule_, types());
+    TORCH_CHECK(error == 0, where_, ": CUDA error while planning: ", cuda::error_string(error));
+  }
+#endif
   return std::make_unique<WorkList>(std::move(plan), device_, std::max(n_elements_.size(), n_groups_));
 }
 
@@ -186,7 +191,9 @@ StepArgs Execution::step_args(const Workspace& workspace) const {
 
 void Execution::run() {
   if (list_->is_empty()) return;
-  if (device_.is_cuda()) {
+  if (is_captured_) {
+    capture();
+  } else if (device_.is_cuda()) {
     run_on_cuda();
   } else {
     run_on_cpu();

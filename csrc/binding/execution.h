@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "binding/captured_steps.h"
 #include "binding/device_scaling.h"
 #include "binding/work_list.h"
 #include "core/plan.h"
@@ -37,15 +38,19 @@ class Execution {
   void configure(ExecutionSettings settings);
 
   uint64_t rounding_seed = 0;
-  DeviceScaling scaling;  // of the next step
+  DeviceScaling scaling;                    // of the next step
+  std::shared_ptr<CapturedSteps> captured;  // null: captures are refused
 
   // Filled by the caller: groups when their settings change, rows and gradients at every step.
   GroupScalars* groups() { return groups_.data(); }
   TensorRow* rows() { return rows_.data(); }
   const void** grads() { return grads_.data(); }
 
-  // The work of the next step. Makes a list where the last one does not fit; a capture of the stream is refused.
-  void prepare();
+  // The work of the next step. Makes a list where the last one does not fit. False where the stream captures and the
+  // step would have to do more than launch.
+  bool prepare();
+  // Of the step that was prepared.
+  bool is_captured() const { return is_captured_; }
   void run();
 
   std::optional<at::Tensor> grad_norms() const;
@@ -70,6 +75,8 @@ class Execution {
 #if defined(BERTADAM_WITH_CUDA)
   uint32_t types() const;  // as the launcher wants them
 #endif
+  bool is_ready_to_capture() const;
+  bool waits_for_all() const;
   void choose_list();
   std::unique_ptr<WorkList> make_list(bool wait_for_all) const;
   bool any_norm() const;
@@ -77,6 +84,7 @@ class Execution {
   StepArgs step_args(const Workspace& workspace) const;
   void run_on_cpu();
   void run_on_cuda();
+  void capture();
 
   const std::string where_;
   const RuleId rule_;
@@ -85,6 +93,7 @@ class Execution {
   const std::vector<uint32_t> group_;
   const size_t n_groups_;
   ExecutionSettings settings_;
+  bool is_captured_ = false;
   bool null_step_ = false;   // every learning rate is 0: the step counts only if some gradient is not
   uint32_t seen_types_ = 0;  // a bit for each code of a row that any step had, so that absent gradients change nothing
   bool lists_fit_ = false;   // with their settings
@@ -96,6 +105,9 @@ class Execution {
   std::vector<const void*> grads_;  // null: none
   at::Tensor norms_, total_norm_, clip_coefficients_, trust_ratios_, n_skipped_;
 };
+
+// Whether a CUDA graph captures the device's current stream.
+bool is_capturing(at::Device device);
 
 // The instruction set of the CPU backend: the best that the machine has, unless chosen otherwise.
 void set_cpu_isa(const std::string& name);

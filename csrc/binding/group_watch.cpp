@@ -30,6 +30,7 @@ void GroupWatch::accept(const py::list& groups, bool rates_may_change) {
   dicts_.clear();
   rates_.clear();
   tensor_rates_.clear();
+  device_rates_.clear();
   rates_are_new_ = false;
   for (const py::handle group : groups) {
     const auto dict = py::reinterpret_borrow<py::dict>(group);
@@ -43,7 +44,13 @@ void GroupWatch::accept(const py::list& groups, bool rates_may_change) {
     for (const py::handle param : params) params_.push_back(py::reinterpret_borrow<py::object>(param));
     groups_.push_back({dict, params, dict.size(), params.size()});
     const py::object rate = dict[keys().lr];
-    if (THPVariable_Check(rate.ptr())) tensor_rates_.push_back(rates_.size());
+    const at::Tensor* const tensor = THPVariable_Check(rate.ptr()) ? &THPVariable_Unpack(rate.ptr()) : nullptr;
+    if (tensor != nullptr && !tensor->is_cpu()) {
+      device_rates_.push_back({rate, tensor->const_data_ptr()});
+      rates_.push_back(std::numeric_limits<double>::quiet_NaN());
+      continue;
+    }
+    if (tensor != nullptr) tensor_rates_.push_back(rates_.size());
     rates_.push_back(rate.cast<double>());
   }
   rates_may_change_ = rates_may_change;
@@ -59,7 +66,16 @@ bool GroupWatch::matches(const py::list& groups) {
     if (!same_items() || !same_contents()) return false;
     watch_.accept();
   }
-  return tensor_rates_.empty() || read_tensor_rates();
+  return (tensor_rates_.empty() || read_tensor_rates()) && (device_rates_.empty() || device_rates_stayed());
+}
+
+// The same tensor may have been given other memory, or moved.
+bool GroupWatch::device_rates_stayed() const {
+  for (const DeviceRate& rate : device_rates_) {
+    const at::Tensor& tensor = THPVariable_Unpack(rate.tensor.ptr());
+    if (tensor.is_cpu() || tensor.numel() != 1 || tensor.const_data_ptr() != rate.memory) return false;
+  }
+  return true;
 }
 
 // They were found to be on the CPU, which a tensor may have left.
@@ -98,8 +114,9 @@ bool GroupWatch::same_items() {
   return true;
 }
 
+// A number that takes the place of a tensor is looked at anew: `tensor_rates_` has its group.
 bool GroupWatch::accept_rate(size_t index, Item& item, PyObject* value) {
-  if (!accept_rate(index, rate_of(value))) return false;
+  if (THPVariable_Check(item.value.ptr()) || !accept_rate(index, rate_of(value))) return false;
   item.value = py::reinterpret_borrow<py::object>(value);
   return true;
 }
@@ -153,6 +170,7 @@ void GroupWatch::traverse(Visit& visit) const {
     visit(group.params);
   }
   for (const py::object& param : params_) visit(param);
+  for (const DeviceRate& rate : device_rates_) visit(rate.tensor);
   for (const Dict& dict : dicts_) {
     visit(dict.value);
     visit(dict.content);

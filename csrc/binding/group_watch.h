@@ -45,6 +45,7 @@ class GroupWatch {
   bool same_items();
   bool accept_rate(size_t index, Item& item, PyObject* value);
   bool read_tensor_rates();
+  bool device_rates_stayed() const;
   bool accept_rate(size_t index, double rate);
   bool same_contents() const;
 
@@ -54,7 +55,14 @@ class GroupWatch {
   std::vector<pybind11::object> params_;  // of all groups
   std::vector<Dict> dicts_;               // among the items' values
   std::vector<double> rates_;
-  std::vector<size_t> tensor_rates_;  // groups whose 'lr' is a tensor, which torch's schedulers write in place
+  std::vector<size_t> tensor_rates_;  // groups whose 'lr' is a tensor on the CPU, which torch's schedulers write
+                                      // in place
+  // Those whose 'lr' is on a device: the steps know where, and read it there. Their rate here is NaN.
+  struct DeviceRate {
+    pybind11::object tensor;
+    const void* memory;
+  };
+  std::vector<DeviceRate> device_rates_;
   bool rates_may_change_ = false;
   bool rates_are_new_ = false;
 };

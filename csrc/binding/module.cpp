@@ -83,18 +83,26 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 
   m.def("is_observed", &at::hasCallbacks, "Whether a profiler, or anything else, is told of what torch runs.");
 
+  m.def("is_capturing", &is_capturing, py::arg("device"), "Whether a CUDA graph captures the device's current stream.");
+
+  py::class_<CapturedSteps, std::shared_ptr<CapturedSteps>>(m, "CapturedSteps")
+      .def(py::init<>())
+      .def_property_readonly("n_launches", &CapturedSteps::n_launches);
+
   py::class_<StepPlan>(m, "StepPlan", traversed<StepPlan>())
       .def(py::init([](std::string where, py::list param_groups, py::dict state, at::Device device,
                        at::Tensor n_skipped, const std::string& rule, const std::optional<std::string>& master_weights,
-                       bool stochastic_rounding, uint64_t rounding_seed) {
-             return std::make_unique<StepPlan>(
+                       bool stochastic_rounding, uint64_t rounding_seed, std::shared_ptr<CapturedSteps> captured) {
+             auto plan = std::make_unique<StepPlan>(
                  std::move(where), rule_named(rule), std::move(param_groups), std::move(state), device,
                  std::move(n_skipped),
                  StorageSettings{master_kind_of(master_weights), stochastic_rounding, rounding_seed});
+             plan->execution->captured = std::move(captured);
+             return plan;
            }),
            py::arg("where"), py::arg("param_groups"), py::arg("state"), py::arg("device"), py::arg("n_skipped"),
            py::kw_only(), py::arg("rule"), py::arg("master_weights"), py::arg("stochastic_rounding"),
-           py::arg("rounding_seed"))
+           py::arg("rounding_seed"), py::arg("captured"))
       .def(
           "set_group",
           [](StepPlan& plan, size_t index, double lr, double beta1, double beta2, double eps, double weight_decay,
@@ -111,7 +119,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
           py::arg("normalizes_always") = false, py::arg("maximize"), py::arg("grad_averaging") = true,
           py::arg("adapts") = false, py::arg("nesterov") = false, py::arg("momentum") = 0.0,
           py::arg("trust_coefficient") = 0.0, py::arg("multipliers"), py::arg("corrections"))
-      .def("set_lr", &StepPlan::set_lr, py::arg("index"), py::arg("lr"))
+      .def("set_lr", py::overload_cast<size_t, double, const std::optional<at::Tensor>&>(&StepPlan::set_lr),
+           py::arg("index"), py::arg("lr"), py::arg("on_device"))
       .def(
           "configure",
           [](StepPlan& plan, bool clip_by_total_norm, bool skip_nonfinite, std::vector<bool> group_needs_norm) {

@@ -31,7 +31,6 @@ StepPlan::StepPlan(std::string where, RuleId rule, py::list param_groups, py::di
       ordinary_(device),
       state_(std::move(state)),
       n_groups_(param_groups.size()) {
-  check_rule(rule_, device_, where_);
   std::vector<Interval> memory;
   std::vector<int64_t> n_elements;
   std::vector<uint32_t> group;
@@ -61,37 +60,8 @@ StepPlan::StepPlan(std::string where, RuleId rule, py::list param_groups, py::di
   execution = std::make_unique<Execution>(where_, rule_, device_, n_elements, group, n_groups_, std::move(n_skipped));
   execution->rounding_seed = storage_.rounding_seed;
   group_tables_.resize(2 * n_groups_);
+  group_lrs_.resize(n_groups_);
   written_.resize(entries_.size());
-}
-
-void StepPlan::set_group(size_t index, const GroupSettings& s, at::Tensor multipliers,
-                         std::optional<at::Tensor> corrections) {
-  TORCH_CHECK(index < n_groups_, "group index out of range");
-  for (const at::Tensor* table : {&multipliers, corrections ? &*corrections : &multipliers}) {
-    TORCH_CHECK(table->device() == device_ && table->scalar_type() == at::kDouble && table->is_contiguous() &&
-                    table->numel() > 0,
-                "schedule tables are contiguous float64 tensors on the plan's device");
-  }
-  GroupScalars& group = execution->groups()[index];
-  group = scalars_of(s);
-  group.multipliers = multipliers.const_data_ptr<double>();
-  group.n_multipliers = multipliers.numel();
-  if (corrections) {
-    group.corrections = static_cast<const BiasCorrection*>(corrections->const_data_ptr());
-    group.n_corrections = corrections->numel() / 2;
-  }
-  group_tables_[2 * index] = std::move(multipliers);
-  group_tables_[2 * index + 1] = corrections ? *corrections : at::Tensor();
-}
-
-void StepPlan::set_lr(size_t index, double lr) {
-  TORCH_CHECK(index < n_groups_, "group index out of range");
-  execution->groups()[index].lr = lr;
-}
-
-void StepPlan::configure(ExecutionSettings settings) {
-  execution->configure(std::move(settings));
-  counters_changed_ = false;
 }
 
 bool StepPlan::same_structure(const py::list& param_groups) const {
@@ -189,11 +159,15 @@ inline void StepPlan::read_state(Entry& entry, const Ordinary& ordinary, TensorR
     remember_counter(entry);
     counters_changed_ = true;
   }
-  row.schedule_start = row.bias_correction_start = nullptr;
-  if (C10_UNLIKELY(values.schedule_start != nullptr))
-    row.schedule_start = checked_counter(entry, values.schedule_start, "schedule_start");
-  if (C10_UNLIKELY(values.bias_correction_start != nullptr))
-    row.bias_correction_start = checked_counter(entry, values.bias_correction_start, "bias_correction_start");
+  row.schedule_start = read_start(entry, ordinary, values.schedule_start, "schedule_start");
+  row.bias_correction_start = read_start(entry, ordinary, values.bias_correction_start, "bias_correction_start");
+}
+
+inline const float* StepPlan::read_start(const Entry& entry, const Ordinary& ordinary, PyObject* value,
+                                         const char* key) const {
+  if (C10_LIKELY(value == nullptr)) return nullptr;
+  const float* const memory = ordinary.counter(*THPVariable_Unpack(value).unsafeGetTensorImpl());
+  return C10_LIKELY(memory != nullptr) ? memory : checked_counter(entry, value, key);
 }
 
 inline void StepPlan::read_master(const Entry& entry, const Ordinary& ordinary, TensorRow& row, Written& written) {
@@ -229,6 +203,24 @@ void StepPlan::keep_memory(const Entry& entry) {
   }
 }
 
+// Parameters and gradients are the user's to keep, as with every graph; a state may be replaced without a word.
+void StepPlan::keep_captured() const {
+  CapturedSteps& captured = *execution->captured;
+  captured.keep(group_tables_);
+  captured.keep(group_lrs_);
+  captured.keep(converted_grads_);
+  for (size_t i = 0; i < n_stepped_; ++i) {
+    const StateValues& values = written_[i].entry->values;
+    std::vector<at::Tensor> states;
+    for (int k = 0; k < n_states_; ++k) states.push_back(THPVariable_Unpack(values.states[k]));
+    for (PyObject* const value : {values.step, values.schedule_start, values.bias_correction_start, values.master_param,
+                                  values.param_remainder}) {
+      if (value != nullptr) states.push_back(THPVariable_Unpack(value));
+    }
+    captured.keep(states);
+  }
+}
+
 template <class Pointer>
 inline void StepPlan::point(Pointer& of_row, Pointer memory) {
   if (of_row != memory) memory_moved_ = true;
@@ -242,10 +234,10 @@ void StepPlan::create_states(const py::function& init_state) {
     if (entries_[i].found == Found::kTensors) remember_counter(entries_[i]);
 }
 
-void StepPlan::prepare(const Scaling* scaling) {
+bool StepPlan::prepare(const Scaling* scaling) {
   execution->scaling = scaling != nullptr ? scaling->on(device_) : DeviceScaling{};
   check_overlaps();
-  execution->prepare();
+  return execution->prepare();
 }
 
 void StepPlan::run() {
@@ -261,6 +253,7 @@ void StepPlan::run() {
     const py::gil_scoped_release released;
     execution->run();
   } else {
+    if (execution->is_captured()) keep_captured();
     execution->run();
   }
   kept_.clear();

@@ -30,6 +30,9 @@ class StepPlan {
   // Settings, of which `configure` comes last: it ends counters_changed().
   void set_group(size_t index, const GroupSettings& settings, at::Tensor multipliers,
                  std::optional<at::Tensor> corrections);
+  // `on_device`: where the step reads the learning rate instead, one float32 or float64 on a CUDA device.
+  void set_lr(size_t index, double lr, const std::optional<at::Tensor>& on_device);
+  // Of the host's alone.
   void set_lr(size_t index, double lr);
   void configure(ExecutionSettings settings);
 
@@ -44,8 +47,8 @@ class StepPlan {
   // Has `init_state(param)` create what is missing. The plan does not keep it: it refers to the optimizer.
   void create_states(const pybind11::function& init_state);
 
-  // A step, with nothing between `read` and these two. `scaling`: null without a scaler.
-  void prepare(const Scaling* scaling);
+  // A step, with nothing between `read` and these two. `scaling`: null without a scaler. False as the execution says.
+  bool prepare(const Scaling* scaling);
   void run();
 
   void traverse(Visit& visit) const {
@@ -87,6 +90,7 @@ class StepPlan {
   void read_master(const Entry& entry, const Ordinary& ordinary, TensorRow& row, Written& written);
   template <class Pointer>
   void point(Pointer& of_row, Pointer memory);
+  const float* read_start(const Entry& entry, const Ordinary& ordinary, PyObject* value, const char* key) const;
   static bool knows_counter(const Entry& entry);
 
   // For what is not ordinary.
@@ -100,6 +104,7 @@ class StepPlan {
   C10_NOINLINE float* checked_counter(const Entry& entry, PyObject* value, const char* key) const;
   C10_NOINLINE static void remember_counter(Entry& entry);
   void keep_memory(const Entry& entry);
+  void keep_captured() const;
   void check_overlaps();
 
   const std::string where_;
@@ -115,7 +120,8 @@ class StepPlan {
   const size_t n_groups_;
   std::vector<Entry> entries_;
   std::vector<std::string> names_;
-  std::vector<at::Tensor> group_tables_;  // keeps alive what the groups point to
+  std::vector<at::Tensor> group_tables_;  // keeps alive what the groups point to: two tables of each,
+  std::vector<at::Tensor> group_lrs_;     // and a learning rate
   // Of this step; vectors stay to keep their memory.
   std::vector<size_t> missing_;              // entries without a state
   std::vector<Written> written_;             // of the entries with a gradient,

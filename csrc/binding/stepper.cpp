@@ -28,7 +28,13 @@ bool Stepper::step(const py::list& param_groups, const py::dict& state, const Sc
       for (size_t g = 0; g < rates->size(); ++g) plan->set_lr(g, (*rates)[g]);
     }
   }
-  for (StepPlan* const plan : plans_) plan->prepare(scaling);
+  for (StepPlan* const plan : plans_) {
+    if (!plan->prepare(scaling)) return false;
+  }
+  for (StepPlan* const plan : plans_) {
+    // One graph, or none: a step that is half recorded would be half made now.
+    if (plan->execution->is_captured() != plans_.front()->execution->is_captured()) return false;
+  }
   for (StepPlan* const plan : plans_) plan->run();
   return true;
 }

@@ -21,7 +21,7 @@ class Stepper {
   void accept(const pybind11::list& param_groups, bool rates_may_change);
 
   // Checks everything and makes the step. False, with nothing written, where plans, settings or states have to be
-  // brought up to date first. `scaling`: null without a scaler.
+  // brought up to date first, or where a capture cannot be. `scaling`: null without a scaler.
   bool step(const pybind11::list& param_groups, const pybind11::dict& state, const Scaling* scaling);
 
   void traverse(Visit& visit) const {

@@ -53,26 +53,26 @@ ScratchLayout WorkList::scratch_layout() const {
   return offsets;
 }
 
-Scratch WorkList::make_scratch() const {
+Workspace WorkList::workspace_at(unsigned char* scratch) const {
   const ScratchLayout offsets = scratch_layout();
-  Scratch scratch;
-  scratch.memory = at::zeros({static_cast<int64_t>(offsets.end)}, at::TensorOptions().dtype(at::kByte).device(device_));
-  auto* const base = static_cast<unsigned char*>(scratch.memory.mutable_data_ptr());
-  scratch.workspace.counters = reinterpret_cast<Counters*>(base);
-  scratch.workspace.nodes = reinterpret_cast<double*>(base + offsets.nodes);
-  scratch.workspace.arrivals = reinterpret_cast<uint32_t*>(base + offsets.arrivals);
-  scratch.workspace.coefficients = reinterpret_cast<uint64_t*>(base + offsets.coefficients);
-  scratch.workspace.postponed = reinterpret_cast<uint64_t*>(base + offsets.postponed);
-  scratch.workspace.survey_nodes = reinterpret_cast<double*>(base + offsets.survey_nodes);
-  scratch.workspace.survey_arrivals = reinterpret_cast<uint32_t*>(base + offsets.survey_arrivals);
-  scratch.workspace.ratios = reinterpret_cast<uint64_t*>(base + offsets.ratios);
-  return scratch;
+  return {reinterpret_cast<Counters*>(scratch),
+          reinterpret_cast<double*>(scratch + offsets.nodes),
+          reinterpret_cast<uint32_t*>(scratch + offsets.arrivals),
+          reinterpret_cast<uint64_t*>(scratch + offsets.coefficients),
+          reinterpret_cast<uint64_t*>(scratch + offsets.postponed),
+          reinterpret_cast<double*>(scratch + offsets.survey_nodes),
+          reinterpret_cast<uint32_t*>(scratch + offsets.survey_arrivals),
+          reinterpret_cast<uint64_t*>(scratch + offsets.ratios)};
 }
 
 Scratch& WorkList::scratch_of(void* stream) {
-  auto found = scratch_.find(stream);
-  if (found == scratch_.end()) found = scratch_.emplace(stream, make_scratch()).first;
-  return found->second;
+  const auto found = scratch_.find(stream);
+  if (found != scratch_.end()) return found->second;
+  Scratch scratch;
+  const auto n_bytes = static_cast<int64_t>(scratch_layout().end);
+  scratch.memory = at::zeros({n_bytes}, at::TensorOptions().dtype(at::kByte).device(device_));
+  scratch.workspace = workspace_at(static_cast<unsigned char*>(scratch.memory.mutable_data_ptr()));
+  return scratch_.emplace(stream, std::move(scratch)).first->second;
 }
 
 }  // namespace bertadam::binding

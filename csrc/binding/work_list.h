@@ -41,12 +41,12 @@ class WorkList {
   Scratch& scratch_of(void* stream);
   const std::map<void*, Scratch>& scratch() const { return scratch_; }
   ScratchLayout scratch_layout() const;
+  Workspace workspace_at(unsigned char* scratch) const;
   std::vector<at::Tensor> memory() const { return {items_, tensors_, large_}; }
 
  private:
   size_t n_draws() const { return plan_.items.size() / static_cast<size_t>(plan_.items_per_draw); }
   at::Tensor upload(const void* data, size_t bytes) const;
-  Scratch make_scratch() const;
 
   const Plan plan_;
   const at::Device device_;

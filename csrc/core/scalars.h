@@ -25,7 +25,7 @@ struct BiasCorrection {
 };
 
 struct GroupScalars {
-  double lr;                          // base learning rate, before the schedule
+  double lr;                          // base learning rate, before the schedule; NaN where it is on the device
   double max_grad_norm;               // <= 0: no clipping
   double clip_epsilon;                // added to the norm that it is compared with
   SplitFloat beta1, one_minus_beta1;  // the complements are taken in double
@@ -46,6 +46,16 @@ struct GroupScalars {
   int64_t n_multipliers;
   const BiasCorrection* corrections;
   int64_t n_corrections;
+  // Where the base learning rate is on the device: the step reads it, so that who writes it reaches captured steps,
+  // too. One of the two at most.
+  const float* lr_float32;
+  const double* lr_float64;
+
+  BERTADAM_HD bool has_lr_on_device() const { return lr_float32 != nullptr || lr_float64 != nullptr; }
+  BERTADAM_HD double base_lr() const {
+    if (lr_float64 != nullptr) return *lr_float64;
+    return lr_float32 != nullptr ? static_cast<double>(*lr_float32) : lr;
+  }
 };
 
 struct TensorScalars {
@@ -64,7 +74,7 @@ BERTADAM_HD int64_t table_index(float position, int64_t n_entries) {
 BERTADAM_HD TensorScalars tensor_scalars(const GroupScalars& group, float clip_coefficient, float step,
                                          float schedule_start, float bias_correction_start) {
   const double multiplier = group.multipliers[table_index(step - schedule_start, group.n_multipliers)];
-  TensorScalars s{clip_coefficient * group.grad_sign, static_cast<float>(group.lr * multiplier), 1.0f, 1.0f};
+  TensorScalars s{clip_coefficient * group.grad_sign, static_cast<float>(group.base_lr() * multiplier), 1.0f, 1.0f};
   if (group.corrections != nullptr) {
     const BiasCorrection& c = group.corrections[table_index(step - bias_correction_start, group.n_corrections)];
     s.inv_bias_1 = static_cast<float>(c.inv_1);

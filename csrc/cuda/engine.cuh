@@ -21,6 +21,19 @@ struct KernelArgs {
 };
 static_assert(sizeof(KernelArgs) <= 32764, "the limit of kernel parameters");
 
+// The same for a node of a CUDA graph, with groups and gradients on the device. Drivers take kernels with more than 4
+// KB of arguments, graphs of them not always: adding such a node crashed with CUDA 12 (openxla/xla#19252), and torch's
+// multi_tensor_apply avoided them while a stream captures.
+struct GraphArgs {
+  StepArgs step;
+  uint32_t n_slots;
+};
+static_assert(sizeof(GraphArgs) <= 4096, "the limit of old kernel parameters");
+
+__device__ __forceinline__ Tables tables_of(const GraphArgs& args) {
+  return {args.step, args.step.groups, args.step.grads};
+}
+
 __device__ __forceinline__ Tables tables_of(const KernelArgs& args) {
   const auto* const groups = args.step.groups ? args.step.groups : reinterpret_cast<const GroupScalars*>(args.table);
   const auto* const grads =
@@ -74,8 +87,8 @@ __device__ __forceinline__ void end_block(const Block& block) {
   if (is_last) finish_step(block.tables, block.epoch);
 }
 
-template <class Rule, class Types>
-__global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant__ KernelArgs args) {
+template <class Rule, class Types, class Args = KernelArgs>
+__global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant__ Args args) {
   extern __shared__ __align__(128) unsigned char memory[];
   __shared__ double scratch[kThreads / 32][kLeaves];
   const Tables tables = tables_of(args);
@@ -92,20 +105,20 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
 }
 
 // A block for each draw of a list without norms.
-template <class Rule, class Types>
-__global__ void __launch_bounds__(kPlainThreads) update_kernel(const __grid_constant__ KernelArgs args) {
+template <class Rule, class Types, class Args = KernelArgs>
+__global__ void __launch_bounds__(kPlainThreads<Rule>) update_kernel(const __grid_constant__ Args args) {
   __shared__ bool is_last;
   const Tables tables = tables_of(args);
   Counters& counters = *args.step.workspace.counters;
-  const int first = static_cast<int>(threadIdx.x / 32) * kStepElements;
+  const int first = static_cast<int>(threadIdx.x / 32) * kStepElements<Rule>;
   const WorkItem item = tables.item_of(blockIdx.x, first / kPartElements);
   const void* const grad = tables.grad_of<Types>(item);
   const Part part = tables.describe<Rule, Types>(item, grad != nullptr);
   const uint32_t epoch = epoch_after(counters.epoch);
   PartScalars scalars{};
-  const Piece piece(part, scalars, grad, first % kPartElements, part.aligned && is_aligned(grad));
+  const Piece<Rule> piece(part, scalars, grad, first % kPartElements, part.aligned && is_aligned(grad));
   typename Update<Rule, Types>::Loaded loaded;
-  LoadedGrads<Types> grads{part.types, {}};
+  LoadedGrads<Rule, Types> grads{part.types, {}};
   if (part.has_grad) {
     Update<Rule, Types>::load(piece, loaded);
     grads.load_ahead(piece);
@@ -130,7 +143,12 @@ __global__ void __launch_bounds__(kPlainThreads) update_kernel(const __grid_cons
 
 template <class Rule, class Types>
 Instance instance() {
-  return {step_kernel<Rule, Types>, update_kernel<Rule, Types>, Types::kMostGradBytes};
+  return {step_kernel<Rule, Types>,
+          update_kernel<Rule, Types>,
+          step_kernel<Rule, Types, GraphArgs>,
+          update_kernel<Rule, Types, GraphArgs>,
+          kPlainThreads<Rule>,
+          Types::kMostGradBytes};
 }
 
 }  // namespace bertadam::cuda

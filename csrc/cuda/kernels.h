@@ -1,4 +1,4 @@
-// The kernels that launch.cu can choose from; each file under instances/ compiles some of them.
+// The kernels that kernel_launch.cuh can choose from; each file under instances/ compiles some of them.
 #pragma once
 
 #include <cstdint>
@@ -6,13 +6,17 @@
 namespace bertadam::cuda {
 
 struct KernelArgs;
+struct GraphArgs;
 
 using Kernel = void (*)(KernelArgs);
+using GraphKernel = void (*)(GraphArgs);  // the same for a node of a graph
 
 // For some types of parameters, masters and gradients.
 struct Instance {
-  Kernel step;          // with norms
-  Kernel update;        // without; null: the same
+  Kernel step;    // with norms
+  Kernel update;  // without; null: the same
+  GraphKernel graph_step, graph_update;
+  uint32_t update_threads;
   uint32_t grad_bytes;  // room in the ring for an element
 };
 
@@ -24,6 +28,8 @@ Instance adam_float16();
 Instance adam_float16_master();
 // Any types in any mixture: a warp asks each tensor for its own.
 Instance adam_any();
+
+Instance amsgrad_any();
 
 Instance lamb_float32();
 Instance lamb_any();

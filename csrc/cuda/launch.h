@@ -9,11 +9,9 @@
 
 #include "core/rules.h"
 #include "core/step_args.h"
+#include "cuda/captured_memory.h"
 
 namespace bertadam::cuda {
-
-// Whether a rule has kernels.
-bool has_kernels(RuleId rule);
 
 // What a device can hold at once, in a step of tensors of these types: a row's code (core/types.h), or any mixture.
 constexpr uint32_t kAnyTypes = 0xffffffffu;
@@ -57,6 +55,17 @@ class Launcher {
 };
 
 bool is_capturing(void* stream);
+
+// Loads the kernels that graphs of tensors of these types take: who captures them can wait for no loading.
+int prepare_capture(int device, RuleId rule, uint32_t types);
+
+// A launch into the graph that `stream` captures: one node. What the graph needs beside the caller's tensors is added
+// to `memory`; the scratch that `args` names is used by nobody else.
+struct StepKind {
+  RuleId rule;
+  uint32_t types;
+};
+int capture(const StepArgs& args, const StepTables& tables, const StepKind& kind, void* stream, CapturedMemory& memory);
 
 const char* error_string(int error);
 

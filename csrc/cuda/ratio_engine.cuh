@@ -10,8 +10,8 @@
 
 namespace bertadam::cuda {
 
-template <class Rule, class Types>
-__global__ void __launch_bounds__(kThreads, 1) ratio_kernel(const __grid_constant__ KernelArgs args) {
+template <class Rule, class Types, class Args = KernelArgs>
+__global__ void __launch_bounds__(kThreads, 1) ratio_kernel(const __grid_constant__ Args args) {
   extern __shared__ __align__(128) unsigned char memory[];
   __shared__ double scratch[kThreads / 32][kLeaves];
   const Tables tables = tables_of(args);
@@ -31,7 +31,8 @@ __global__ void __launch_bounds__(kThreads, 1) ratio_kernel(const __grid_constan
 
 template <class Rule, class Types>
 Instance ratio_instance() {
-  return {ratio_kernel<Rule, Wide<Types>>, nullptr, Wide<Types>::kMostGradBytes};
+  return {ratio_kernel<Rule, Wide<Types>>, nullptr, ratio_kernel<Rule, Wide<Types>, GraphArgs>, nullptr, 0,
+          Wide<Types>::kMostGradBytes};
 }
 
 }  // namespace bertadam::cuda

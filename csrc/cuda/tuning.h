@@ -30,13 +30,10 @@ constexpr int kThreads = 32 * (kFirstNormWarp + kNormWarps);
 
 // With a trust ratio the update warps survey; of the norm warps one adds up, the others apply.
 constexpr int kAppliers = kNormWarps - 1;
-// Rows of 128 elements that a survey warp reads while it works on as many. LAMB takes 4467 us with 1, 4518 with 2; with 4
-// there are spills, 5243. Where each row asked for the one four rows on, it waited for what it had just asked for, since
-// a warp has six scoreboards: 5017. To have L2 let go of moments first (evict_first) took 1 % more.
+// Rows of 128 elements that a survey warp reads while it works on as many. LAMB takes 4467 us with 1, 4518 with 2; with
+// 4 there are spills, 5243. Where each row asked for the one four rows on, it waited for what it had just asked for,
+// since a warp has six scoreboards: 5017. To have L2 let go of moments first (evict_first) took 1 % more.
 constexpr int kRowsAhead = 1;
-
-// A block of the kernel without norms takes a draw in one go.
-constexpr int kPlainThreads = kChunkElements / (4 * kVectors);
 
 // Slots per block that load and drain, while the others keep gradients between norm and update. From 3 to 5 of them
 // make no difference to BERT-large, 7 take 1 % more.

@@ -29,7 +29,7 @@ class UpdateWarp {
   }
 
  private:
-  static constexpr int kSteps = kChunkElements / (kUpdateWarps * kStepElements);
+  static constexpr int kSteps = kChunkElements / (kUpdateWarps * kStepElements<Rule>);
 
   // What was read for one step.
   struct Ahead {
@@ -50,8 +50,8 @@ class UpdateWarp {
     }
   };
 
-  __device__ Piece piece_at(const Place& place) const {
-    const int first = (which_ * kSteps + place.step) * kStepElements;
+  __device__ Piece<Rule> piece_at(const Place& place) const {
+    const int first = (which_ * kSteps + place.step) * kStepElements<Rule>;
     const int index = first / kPartElements;
     const Draw& draw = block_.ring.draws[place.cursor.slot];
     const Part& part = draw.parts[index];
@@ -68,7 +68,7 @@ class UpdateWarp {
     const uint32_t slot = ahead_.cursor.slot;
     block_.ring.full[slot].wait(ahead_.cursor.parity);
     if (block_.ring.draws[slot].kinds == 0) return false;
-    const Piece piece = piece_at(ahead_);
+    const Piece<Rule> piece = piece_at(ahead_);
     if (has_work(ahead_, piece.part)) {
       ahead.coefficient = piece.part.waits
                               ? load_relaxed(&args_.workspace.coefficients[piece.part.coefficient])
@@ -82,11 +82,11 @@ class UpdateWarp {
   __device__ void update(Ahead& ahead) {
     const uint32_t slot = here_.cursor.slot;
     block_.ring.ready[slot].wait(here_.cursor.parity);
-    const Piece piece = piece_at(here_);
+    const Piece<Rule> piece = piece_at(here_);
     if (has_work(here_, piece.part)) {
       const float coefficient = wait_for(piece.part, ahead.coefficient);
       if (!(coefficient < 0.0f)) {
-        Update<Rule, Types>::apply(block_.tables, piece, coefficient, SlotGrads<Types>{piece}, ahead.loaded);
+        Update<Rule, Types>::apply(block_.tables, piece, coefficient, SlotGrads<Rule, Types>{piece}, ahead.loaded);
       }
       if (piece.part.index == 0 && piece.begin == 0 && lane_id() == 0)
         finish_tensor(args_, piece.part, piece.scalars, coefficient);

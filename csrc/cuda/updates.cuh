@@ -1,4 +1,4 @@
-// A warp's share of an update: kStepElements of one part, loaded ahead, then computed and stored.
+// A warp's share of an update: kStepElements<Rule> of one part, loaded ahead, then computed and stored.
 #pragma once
 
 #include "core/rules/clip.h"
@@ -10,10 +10,18 @@
 
 namespace bertadam::cuda {
 
-constexpr int kStepElements = 32 * 4 * kVectors;
-static_assert(kPartElements % kStepElements == 0, "a warp's step lies within a part");
+// Vectors of each array that a lane loads ahead: half as many of a rule with more states, whose registers they take.
+template <class Rule>
+constexpr int kVectorsOf = Rule::kNumStates <= 2 ? kVectors : kVectors / 2;
+template <class Rule>
+constexpr int kStepElements = 32 * 4 * kVectorsOf<Rule>;
+static_assert(kPartElements % (32 * 4 * kVectors) == 0, "a warp's step lies within a part");
+// A block of the kernel without norms takes a draw in one go.
+template <class Rule>
+constexpr int kPlainThreads = 32 * kChunkElements / kStepElements<Rule>;
 
 // What a warp works on in one step.
+template <class Rule>
 struct Piece {
   const Part& part;
   const PartScalars& scalars;
@@ -26,7 +34,7 @@ struct Piece {
         scalars(scalars),
         grads(grads),
         begin(begin),
-        end(max(begin, min(part.n, begin + kStepElements))),
+        end(max(begin, min(part.n, begin + kStepElements<Rule>))),
         vectors_end(aligned ? end & ~3 : begin) {}
 
   // The first element of this lane's vector `v`.
@@ -36,25 +44,25 @@ struct Piece {
 };
 
 // Four gradients at a time, from a slot or from registers.
-template <class Types>
+template <class Rule, class Types>
 struct SlotGrads {
-  const Piece& piece;
+  const Piece<Rule>& piece;
   __device__ void load(float (&x)[4], int, int i) const {
     Types::with_grad(piece.part.types, [&](auto element) {
       load_four_from_slot(x, static_cast<const decltype(element)*>(piece.grads) + i);
     });
   }
 };
-template <class Types>
+template <class Rule, class Types>
 struct LoadedGrads {
   uint32_t types;
-  Words words[kVectors];
+  Words words[kVectorsOf<Rule>];
 
-  __device__ void load_ahead(const Piece& piece) {
+  __device__ void load_ahead(const Piece<Rule>& piece) {
     Types::with_grad(types, [&](auto element) {
       const auto* const grads = static_cast<const decltype(element)*>(piece.grads);
 #pragma unroll
-      for (int v = 0; v < kVectors; ++v) {
+      for (int v = 0; v < kVectorsOf<Rule>; ++v) {
         if (piece.vector(v) < piece.vectors_end) load_four(words[v], grads + piece.vector(v));
       }
     });
@@ -83,21 +91,21 @@ __device__ __forceinline__ void finish_tensor(const StepArgs& args, const Part& 
 template <class Rule, class Types>
 struct Update {
   struct Loaded {
-    Words param[kVectors];
-    float states[Rule::kNumStates][kVectors][4];
+    Words param[kVectorsOf<Rule>];
+    float states[Rule::kNumStates][kVectorsOf<Rule>][4];
   };
 
-  __device__ __forceinline__ static void load(const Piece& piece, Loaded& loaded) {
+  __device__ __forceinline__ static void load(const Piece<Rule>& piece, Loaded& loaded) {
     const Part& part = piece.part;
     Types::with_storage(part.types, [&](auto storage) {
 #pragma unroll
-      for (int v = 0; v < kVectors; ++v) {
+      for (int v = 0; v < kVectorsOf<Rule>; ++v) {
         const int i = piece.vector(v);
         if (i < piece.vectors_end) FourParams<decltype(storage)>::load(loaded.param[v], part.param, part.master, i);
       }
     });
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
+    for (int v = 0; v < kVectorsOf<Rule>; ++v) {
       const int i = piece.vector(v);
       if (i >= piece.vectors_end) continue;
 #pragma unroll
@@ -106,7 +114,7 @@ struct Update {
   }
 
   template <class Grads>
-  __device__ __forceinline__ static void apply(const Tables& tables, const Piece& piece, float coefficient,
+  __device__ __forceinline__ static void apply(const Tables& tables, const Piece<Rule>& piece, float coefficient,
                                                const Grads& grads, Loaded& loaded) {
     const Part& part = piece.part;
     typename Types::template Kept<GroupScalars> group = tables.groups[part.group];
@@ -114,7 +122,7 @@ struct Update {
     scalars.grad_scale *= coefficient;
     uint32_t redo = 0;  // vectors with an argument that is out of range
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
+    for (int v = 0; v < kVectorsOf<Rule>; ++v) {
       const int i = piece.vector(v);
       if (i >= piece.vectors_end) continue;
       float g[4], p[4];
@@ -161,13 +169,13 @@ struct Update {
 
  private:
   // Of the four elements that `i` is one of.
-  __device__ __forceinline__ static FourBits random_bits(const Tables& tables, const Piece& piece, int i) {
+  __device__ __forceinline__ static FourBits random_bits(const Tables& tables, const Piece<Rule>& piece, int i) {
     const RandomBits bits{tables.args.rounding_seed, piece.scalars.ordinal, static_cast<uint32_t>(piece.scalars.step)};
     return FourBits(bits, piece.index(i) & ~uint64_t{3});
   }
 
-  __device__ __forceinline__ static void apply_one(const Tables& tables, const Piece& piece, const GroupScalars& group,
-                                                   const TensorScalars& scalars, int i) {
+  __device__ __forceinline__ static void apply_one(const Tables& tables, const Piece<Rule>& piece,
+                                                   const GroupScalars& group, const TensorScalars& scalars, int i) {
     const Part& part = piece.part;
     float g = 0.0f;
     Types::with_grad(part.types,

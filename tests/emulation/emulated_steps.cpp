@@ -26,20 +26,22 @@ struct Types {
   std::vector<uint32_t> codes;  // a tensor has one of them
   void (*step)(cuda::KernelArgs);
   void (*update)(cuda::KernelArgs);
+  int update_threads;
   uint32_t grad_bytes;
 };
-template <class Known>
-Types types(const char* name, std::vector<uint32_t> codes) {
+template <class Known, class Rule = Adam>
+Types types(const char* name, std::vector<uint32_t> codes, RuleId rule = RuleId::kAdam) {
   return {name,
-          RuleId::kAdam,
+          rule,
           std::move(codes),
-          cuda::step_kernel<Adam, Known>,
-          cuda::update_kernel<Adam, Known>,
+          cuda::step_kernel<Rule, Known>,
+          cuda::update_kernel<Rule, Known>,
+          cuda::kPlainThreads<Rule>,
           Known::kMostGradBytes};
 }
 template <class Rule, class Known>
 Types ratio_types(const char* name, RuleId rule, std::vector<uint32_t> codes) {
-  return {name, rule, std::move(codes), cuda::ratio_kernel<Rule, cuda::Wide<Known>>, nullptr, sizeof(float)};
+  return {name, rule, std::move(codes), cuda::ratio_kernel<Rule, cuda::Wide<Known>>, nullptr, 0, sizeof(float)};
 }
 std::vector<Types> all_types() {
   std::vector<uint32_t> every;
@@ -52,6 +54,7 @@ std::vector<Types> all_types() {
               "bfloat16 remainder", {types_code(StorageKind::kBFloat16Remainder, DType::kBFloat16)}),
           types<cuda::OneRow<TypeRow<WithMaster<Float16>, Float16>>>(
               "float16 master", {types_code(StorageKind::kFloat16Master, DType::kFloat16)}),
+          types<cuda::AnyRow, Amsgrad>("AMSGrad, any", every, RuleId::kAmsgrad),
           ratio_types<Lamb, cuda::OneRow<Float32Row>>("LAMB, float32", RuleId::kLamb, {0}),
           ratio_types<Lamb, cuda::AnyRow>("LAMB, any", RuleId::kLamb, every),
           ratio_types<Lars, cuda::AnyRow>("LARS, any", RuleId::kLars, every)};
@@ -74,7 +77,7 @@ void launch(const StepArgs& step, const Types& types, uint32_t n_slots, uint32_t
   args->n_slots = n_slots;
   const bool is_plain = !step.has_norms && types.update != nullptr;
   const auto kernel = is_plain ? types.update : types.step;
-  const auto n_threads = static_cast<uint32_t>(is_plain ? cuda::kPlainThreads : cuda::kThreads);
+  const auto n_threads = static_cast<uint32_t>(is_plain ? types.update_threads : cuda::kThreads);
   if (is_plain) n_blocks = step.n_draws;
   std::vector<std::thread> blocks;
   for (uint32_t i = 0; i < n_blocks; ++i) {
@@ -99,6 +102,8 @@ struct Problem {
   std::vector<int64_t> sizes;
   std::vector<uint32_t> codes, group_of;
   std::vector<GroupScalars> groups;
+  float lr_float32 = 0.0f;  // of the first group, and of the second one, for a step that reads them
+  double lr_float64 = 0.0;
   std::vector<double> multipliers{0.0, 0.5, 1.0, 0.25};
   std::vector<BiasCorrection> corrections{{10.0, 1000.0}, {5.3, 500.0}, {3.7, 333.0}};
   Side gpu, cpu;
@@ -142,7 +147,7 @@ struct Problem {
       t.master = Array(n, bytes.master, aligned);
       fill(t.master, bytes.master, bytes.master == 4, random, 1.0f);
     }
-    for (int k = 0; k < 2; ++k) {
+    for (int k = 0; k < kMaxStates; ++k) {
       t.states[k] = Array(n, 4, below(random, 4) != 0);
       fill(t.states[k], 4, true, random, 0.1f);
     }
@@ -155,7 +160,7 @@ struct Problem {
 
   GroupScalars group(int g) {
     GroupScalars s{};
-    s.lr = mode.null_step ? 0.0 : 0.01 * (g + 1);
+    s.lr = mode.null_step ? 0.0 : g == 0 ? 0.01f : 0.02;  // one is a float
     s.max_grad_norm = mode.max_grad_norm;
     s.beta1 = split(0.9);
     s.one_minus_beta1 = split(1.0 - 0.9);
@@ -178,6 +183,16 @@ struct Problem {
       s.n_corrections = static_cast<int64_t>(corrections.size());
     }
     return s;
+  }
+
+  std::vector<GroupScalars> with_lr_in_memory() {
+    std::vector<GroupScalars> moved = groups;
+    lr_float32 = static_cast<float>(groups[0].lr);
+    lr_float64 = groups[1].lr;
+    moved[0].lr_float32 = &lr_float32;
+    moved[1].lr_float64 = &lr_float64;
+    moved[0].lr = moved[1].lr = NAN;
+    return moved;
   }
 
   // A step on both sides. What differs, or nothing.
@@ -211,7 +226,8 @@ struct Problem {
       for (size_t i = 0; i < sizes.size(); ++i) {
         rows.push_back(pointers[i] == nullptr ? TensorRow{} : side->tensors[i].row(codes[i], static_cast<uint32_t>(i)));
       }
-      const StepArgs args = side->args(mode, rows, groups, pointers, scaler);
+      const std::vector<GroupScalars> read = side == &gpu && number == 1 ? with_lr_in_memory() : groups;
+      const StepArgs args = side->args(mode, rows, read, pointers, scaler);
       if (side == &cpu) {
         cpu::worker(types.rule, 0)(args);
       } else {
@@ -228,7 +244,7 @@ struct Problem {
                                 " elements, types " + std::to_string(codes[i]);
       if (!(a.param == b.param)) return "the parameter" + which;
       if (!(a.master == b.master)) return "the master" + which;
-      for (int k = 0; k < 2; ++k) {
+      for (int k = 0; k < kMaxStates; ++k) {
         if (!(a.states[k] == b.states[k])) return "a state" + which;
       }
       if (!same_bits(&a.step, &b.step, sizeof(float))) return "the step" + which;

@@ -64,13 +64,13 @@ inline void fill(const Array& array, size_t element, bool is_float32, Random& ra
 
 // One tensor of one of the two optimizers.
 struct Tensor {
-  Array param, master, states[2];
+  Array param, master, states[kMaxStates];
   float step = 0.0f;
 
   TensorRow row(uint32_t code, uint32_t ordinal) {
     return {param.data(),
             master.size() > 0 ? master.data() : nullptr,
-            {states[0].data(), states[1].data()},
+            {states[0].data(), states[1].data(), states[2].data()},
             &step,
             nullptr,
             nullptr,

@@ -1,0 +1,42 @@
+// Launches into a graph that is being captured: every table is in memory of the capture's own.
+#include <vector>
+
+#include "cuda/kernel_launch.cuh"
+
+namespace bertadam::cuda {
+
+int prepare_capture(int device, RuleId rule, uint32_t types) {
+  const DeviceScope scope(device);
+  BERTADAM_RETURN_IF_ERROR(scope.error());
+  const Kernels kernels = graph_kernels(rule, types);
+  if (kernels.update != nullptr) {
+    cudaFuncAttributes attributes;
+    BERTADAM_RETURN_IF_ERROR(cudaFuncGetAttributes(&attributes, kernels.update));
+  }
+  RingShape shape;
+  return find_ring_shape(device, kernels, &shape);
+}
+
+int capture(const StepArgs& args, const StepTables& tables, const StepKind& kind, void* stream,
+            CapturedMemory& memory) {
+  const DeviceScope scope(memory.device());
+  BERTADAM_RETURN_IF_ERROR(scope.error());
+  const Kernels kernels = graph_kernels(kind.rule, kind.types);
+  RingShape shape;
+  if (const int error = find_ring_shape(memory.device(), kernels, &shape)) return error;
+
+  GraphArgs graph_args{args, shape.n_slots};
+  const unsigned char* on_device = nullptr;
+  const size_t rows_size = tables.rows.size() * sizeof(TensorRow);
+  if (const int error = memory.add_copy(tables.rows.data(), rows_size, &on_device)) return error;
+  graph_args.step.rows = reinterpret_cast<const TensorRow*>(on_device);
+  const StepTable step_table(tables);
+  std::vector<unsigned char> on_host(step_table.size);
+  step_table.write(on_host.data());
+  if (const int error = memory.add_copy(on_host.data(), on_host.size(), &on_device)) return error;
+  step_table.point(graph_args.step, on_device);
+  return launch_kernel(kernels, graph_args, blocks_of(shape, args), ring_bytes(kernels, shape),
+                       static_cast<cudaStream_t>(stream));
+}
+
+}  // namespace bertadam::cuda

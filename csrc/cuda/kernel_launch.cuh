@@ -1,0 +1,135 @@
+// Which kernels a step takes, how much shared memory they have, and their launch.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "cuda/engine.cuh"
+#include "cuda/kernels.h"
+#include "cuda/launch.h"
+#include "cuda/runtime.cuh"
+
+namespace bertadam::cuda {
+
+inline Instance adam(uint32_t types) {
+  switch (types) {
+    case types_code(StorageKind::kFloat32, DType::kFloat32):
+      return adam_float32();
+    case types_code(StorageKind::kBFloat16, DType::kBFloat16):
+      return adam_bfloat16();
+    case types_code(StorageKind::kBFloat16Master, DType::kBFloat16):
+      return adam_bfloat16_master();
+    case types_code(StorageKind::kBFloat16Remainder, DType::kBFloat16):
+      return adam_bfloat16_remainder();
+    case types_code(StorageKind::kFloat16, DType::kFloat16):
+      return adam_float16();
+    case types_code(StorageKind::kFloat16Master, DType::kFloat16):
+      return adam_float16_master();
+    default:
+      return adam_any();
+  }
+}
+
+inline Instance lamb(uint32_t types) {
+  return types == types_code(StorageKind::kFloat32, DType::kFloat32) ? lamb_float32() : lamb_any();
+}
+
+inline Instance instance_of(RuleId rule, uint32_t types) {
+  switch (rule) {
+    case RuleId::kAdam:
+      return adam(types);
+    case RuleId::kAmsgrad:
+      return amsgrad_any();
+    case RuleId::kLamb:
+      return lamb(types);
+    case RuleId::kLars:
+      break;
+  }
+  return lars_any();
+}
+
+// Kernels that are launched with the same arguments, for some types.
+struct Kernels {
+  const void* step;
+  const void* update;  // null: the same
+  uint32_t update_threads;
+  uint32_t grad_bytes;
+  uint32_t n_passing;  // slots that no draw keeps
+};
+
+inline uint32_t passing_slots(RuleId rule) {
+  return rule_info(rule).has_trust_ratio ? kSlotsInSurvey : kSlotsInPassage;
+}
+
+inline Kernels eager_kernels(RuleId rule, uint32_t types) {
+  const Instance instance = instance_of(rule, types);
+  return {reinterpret_cast<const void*>(instance.step), reinterpret_cast<const void*>(instance.update),
+          instance.update_threads, instance.grad_bytes, passing_slots(rule)};
+}
+
+inline Kernels graph_kernels(RuleId rule, uint32_t types) {
+  const Instance instance = instance_of(rule, types);
+  return {reinterpret_cast<const void*>(instance.graph_step), reinterpret_cast<const void*>(instance.graph_update),
+          instance.update_threads, instance.grad_bytes, passing_slots(rule)};
+}
+
+inline size_t ring_bytes(const Kernels& kernels, const RingShape& shape) {
+  return shape.n_slots * RingMemory::slot_bytes(kernels.grad_bytes);
+}
+
+// Allows the kernel as much shared memory as the ring takes.
+inline int find_ring_shape(int device, const Kernels& kernels, RingShape* shape) {
+  int multiprocessors = 0;
+  int shared_bytes = 0;
+  BERTADAM_RETURN_IF_ERROR(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  BERTADAM_RETURN_IF_ERROR(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  cudaFuncAttributes attributes;
+  BERTADAM_RETURN_IF_ERROR(cudaFuncGetAttributes(&attributes, kernels.step));
+  const size_t available = static_cast<size_t>(shared_bytes) - attributes.sharedSizeBytes;
+  const auto n_slots = static_cast<uint32_t>(available / RingMemory::slot_bytes(kernels.grad_bytes));
+  *shape = {multiprocessors, n_slots, n_slots > kernels.n_passing ? n_slots - kernels.n_passing : 1};
+  if (n_slots < kNormWarps) return static_cast<int>(cudaErrorInvalidConfiguration);  // each has one
+  BERTADAM_RETURN_IF_ERROR(cudaFuncSetAttribute(kernels.step, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                static_cast<int>(ring_bytes(kernels, *shape))));
+  return 0;
+}
+
+// Groups first, then gradients.
+struct StepTable {
+  explicit StepTable(const StepTables& tables)
+      : tables(tables),
+        groups_size(tables.groups.size() * sizeof(GroupScalars)),
+        size(groups_size + tables.grads.size() * sizeof(void*)) {}
+
+  void write(unsigned char* to) const {
+    std::memcpy(to, tables.groups.data(), groups_size);
+    std::memcpy(to + groups_size, tables.grads.data(), size - groups_size);
+  }
+  void point(StepArgs& args, const unsigned char* on_device) const {
+    args.groups = reinterpret_cast<const GroupScalars*>(on_device);
+    args.grads = reinterpret_cast<const void* const*>(on_device + groups_size);
+  }
+
+  const StepTables& tables;
+  const size_t groups_size, size;
+};
+
+// `args`: of the kernels. `n_blocks`: where there are norms.
+template <class Args>
+int launch_kernel(const Kernels& kernels, Args& args, uint32_t n_blocks, size_t shared_bytes, cudaStream_t stream) {
+  void* parameters[] = {&args};
+  if (!args.step.has_norms && kernels.update != nullptr) {
+    BERTADAM_RETURN_IF_ERROR(
+        cudaLaunchKernel(kernels.update, dim3(args.step.n_draws), dim3(kernels.update_threads), parameters, 0, stream));
+    return 0;
+  }
+  BERTADAM_RETURN_IF_ERROR(
+      cudaLaunchKernel(kernels.step, dim3(n_blocks), dim3(kThreads), parameters, shared_bytes, stream));
+  return 0;
+}
+
+inline uint32_t blocks_of(const RingShape& shape, const StepArgs& args) {
+  return std::min(static_cast<uint32_t>(shape.blocks), args.n_draws);
+}
+
+}  // namespace bertadam::cuda
