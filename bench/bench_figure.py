@@ -32,13 +32,13 @@ def draw(file: Path, rows: Sequence[Row], circumstances: Circumstances) -> bool:
     counts = [sum(row.clip == clip for row in timed) for clip in clips]
     heights = tuple(0.85 + 0.3 * max(count, 3) for count in counts)
     longest = max(row.necessary_percent or 0.0 for row in timed)
-    dtype = timed[0].dtype
+    dtype, optimizer = timed[0].dtype, timed[0].optimizer
     same = (
         ""
         if dtype == "fp32"
         else "multiples are of ours with the same master; moments as each keeps them\n"
     )
-    n_bytes = necessary_bytes(dtype)
+    n_bytes = necessary_bytes(dtype, optimizer)
     # Reads every gradient twice: the norm of all tensors comes before the first update.
     global_limit = 100 * n_bytes / (n_bytes + Storage(dtype).norm_bytes)
     with stacked_axes(file, heights, width=8.5) as (figure, axes):
@@ -64,19 +64,24 @@ def draw(file: Path, rows: Sequence[Row], circumstances: Circumstances) -> bool:
             axis.grid(axis="y", visible=False)
             axis.tick_params(axis="y", length=0)
         figure.suptitle(
-            f"One step of {timed[0].model}, {timed[0].n_params / 1e6:,.0f} M parameters, {dtype}: "
-            f"time (as a multiple of ours), share of a copy's speed\n"
+            f"One step of {_subject(timed[0])}, {timed[0].n_params / 1e6:,.0f} M parameters, "
+            f"{dtype}: time (as a multiple of ours), share of a copy's speed\n"
             f"{same}{_where(circumstances)}, copy {timed[0].copy_gbps or 0:,.0f} GB/s",
             x=0.01,
             ha="left",
             fontsize=11,
         )
         twice = "; dotted: gradients read twice" if "global" in clips else ""
+        read = "p, g, m, v read" if optimizer == "adam" else "g, m, v read, p twice"
         axes[-1].set_xlabel(
-            f"% of copy bandwidth at {n_bytes:.0f} bytes per parameter (solid: p, g, m, v read, "
+            f"% of copy bandwidth at {n_bytes:.0f} bytes per parameter (solid: {read}, "
             f"p, m, v\nwritten, m and v in fp32{twice})"
         )
     return True
+
+
+def _subject(row: Row) -> str:
+    return row.model if row.optimizer == "adam" else f"{row.model} with {row.optimizer.upper()}"
 
 
 def _name(row: Row) -> str:

@@ -63,6 +63,8 @@ class Row:
     #: Of parameters and gradients, and of what stands behind the parameters.
     dtype: str = "fp32"
     master: str = "none"
+    #: 'adam' or 'lamb': ours and the others are of one kind.
+    optimizer: str = "adam"
     n_rounds: int = 0
     #: Those of one batch alternate with each other and with ours; 0 is ours, in all of them.
     batch: int = 0
@@ -116,7 +118,7 @@ class Row:
     @property
     def necessary_percent(self) -> float | None:
         """The same with the bytes of a step without masters: equal work, so comparable."""
-        return self._percent(self._rate(necessary_bytes(self.dtype)))
+        return self._percent(self._rate(necessary_bytes(self.dtype, self.optimizer)))
 
     def _rate(self, bytes_per_param: float) -> float | None:
         if self.median_us is None:
@@ -219,7 +221,7 @@ def table(rows: Sequence[Row], *, on_gpu: bool) -> str:
     """Return an aligned table; a contender without times has its reason under it."""
     headings = [h for h in _HEADINGS if on_gpu or h[0] not in _GPU_ONLY]
     timed = [row for row in rows if row.median_us is not None]
-    least = f"% at {necessary_bytes(rows[0].dtype):.0f} B"
+    least = f"% at {necessary_bytes(rows[0].dtype, rows[0].optimizer):.0f} B"
     cells = [[least if title == _NECESSARY else title for title, _ in headings]]
     cells += [[_cell(form, row) for _, form in headings] for row in timed]
     widths = [max(len(line[i]) for line in cells) for i in range(len(headings))]

@@ -3,6 +3,7 @@
     python bench/bench_step.py --device cpu --model bert-base --threads 2 --out bench/results
     python bench/bench_step.py --device cuda --model all --out bench/results
     python bench/bench_step.py --device cuda --model all --dtype bf16 --out bench/results
+    python bench/bench_step.py --device cuda --model all --optimizer lamb --out bench/results
 
 What is timed: one call that clips (where the mode says so) and updates all parameters, in BERT's
 two groups. Parameters and gradients, both of --dtype, are shared by all contenders, moments and
@@ -15,6 +16,10 @@ With 16 bits ours comes without and with masters, and bytes per parameter are co
 its state: torch's moments have the parameters' dtype, ours and apex's are float32. With fp16 each
 call also does what a loss scaler does: look for an overflow, divide, adapt the scale (which is 1
 while timing, for the same reason).
+
+With --optimizer lamb (fp32) all compute NVLAMB: norms and trust ratios are part of the step, which
+clips by the norm over all or not at all. apex leaves its updates in the gradients, so it gets some
+of its own, which are restored before each call, outside of its time.
 
 All modes of clipping are timed in the same rounds, in turns. Slow contenders get fewer rounds (the
 column says how many), and where memory does not hold all moments at once, contenders come in
@@ -38,6 +43,7 @@ from contenders import CLIPS, Contender, contenders
 from criteria import Results, verdicts
 from host_time import MODEL as HOST_MODEL
 from host_time import HostRow, host_table, host_times, write_host_csv
+from lamb_contenders import lamb_contenders
 from loss_scaling import OUR_SCALER
 from measurement import measure, refusals
 from model_shapes import MODELS
@@ -55,6 +61,7 @@ _ALL = (
 )
 #: With 16 bits. The state of all that is ours has to fit: 9 steps of 8 to 12 bytes per parameter.
 _ALL_16_BITS = ("bert-large", "bert-base", "10000x1000", "20x16M", "modernbert-large")
+_FAMILIES = {"adam": contenders, "lamb": lamb_contenders}
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -64,6 +71,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default=None)
     parser.add_argument(
         "--model", choices=(*MODELS, "all"), nargs="+", default=["bert-base"], help="one or more"
+    )
+    parser.add_argument(
+        "--optimizer", choices=tuple(_FAMILIES), default="adam", help="adam: BertAdam and AdamW"
     )
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
     parser.add_argument("--clip", choices=(*CLIPS, "all"), default="all")
@@ -76,6 +86,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.rounds < 1:
         parser.error("--rounds has to be at least 1")
+    if args.optimizer == "lamb" and args.dtype != "fp32":
+        parser.error("--optimizer lamb is for --dtype fp32")
+    if args.optimizer == "lamb" and args.clip == "per_tensor":
+        parser.error("--optimizer lamb clips by the norm over all, or not: --clip global or none")
     return args
 
 
@@ -84,7 +98,8 @@ def report(rows: Sequence[Row], circumstances: Circumstances, out: Path | None) 
     first = rows[0]
     on_gpu = circumstances.device == "cuda"
     size = f"{first.n_tensors} tensors, {first.n_params:,} parameters"
-    print(f"\n{first.model}: {size}, {first.dtype}")
+    with_lamb = ", LAMB" if first.optimizer == "lamb" else ""
+    print(f"\n{first.model}: {size}, {first.dtype}{with_lamb}")
     print(table(rows, on_gpu=on_gpu))
     copy_gbps = next((row.copy_gbps for row in rows if row.copy_gbps), 0.0)
     print(f"copy bandwidth, read + written, same rounds: {copy_gbps:.1f} GB/s")
@@ -95,8 +110,9 @@ def report(rows: Sequence[Row], circumstances: Circumstances, out: Path | None) 
             "moments of all"
         )
     if out:
-        # The dtype that there was first has no suffix.
+        # What there was first has no suffix.
         suffix = "" if first.dtype == "fp32" else f"_{first.dtype}"
+        suffix += "" if first.optimizer == "adam" else f"_{first.optimizer}"
         stem = out / f"bench_step_{circumstances.device}_{first.model}{suffix}"
         write_csv(stem.with_suffix(".csv"), rows, circumstances)
         drawn = draw(stem.with_suffix(".png"), rows, circumstances)
@@ -105,10 +121,11 @@ def report(rows: Sequence[Row], circumstances: Circumstances, out: Path | None) 
 
 def main(
     arguments: Sequence[str] | None = None,
-    candidates: Callable[[str, str, str], list[Contender]] = contenders,
+    candidates: Callable[[str, str, str], list[Contender]] | None = None,
 ) -> int:
     """Run the benchmark; returns 1 if a contender was refused."""
     args = parse(arguments)
+    candidates = candidates or _FAMILIES[args.optimizer]
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -131,7 +148,8 @@ def main(
         rows = measure(chosen, model, device, args.rounds, refused)
         report(rows, circumstances, args.out)
         all_rows += rows
-        if device.type == "cuda" and model == HOST_MODEL and args.dtype == "fp32":
+        is_first = (args.dtype, args.optimizer) == ("fp32", "adam")
+        if device.type == "cuda" and model == HOST_MODEL and is_first:
             host_rows = host_times(device)
             print(host_table(host_rows))
             if args.out:

@@ -42,12 +42,12 @@ def compare(settings: Settings, corpus_files: Sequence[Path], out: Path, n_refer
             f"pretrain_bert: --compare reference is for --dtype fp32, found {settings.dtype}: the"
             " plain loop keeps its moments in the parameters' dtype, which is another rule"
         )
-    corpus, text = load_text(settings, corpus_files, out)
+    corpus, texts = load_text(settings, corpus_files, out)
     variants = {"bertadam": replace(settings, optimizer="bertadam")}
     for chunks in REDUCTION_CHUNKS[:n_references]:
         label = f"reference, {chunks} chunk{'s'[: chunks > 1]}"
         variants[label] = replace(settings, optimizer="reference", reduction_chunks=chunks)
-    runs = train_all(variants, corpus, text, out)
+    runs = train_all(variants, corpus, texts, out)
     figure = out / "comparison.png"
     plot_comparison(runs, f"BERT-{settings.size}, seed {settings.seed}", figure, base=runs[1])
     print(f"figure: {figure}")
@@ -55,18 +55,25 @@ def compare(settings: Settings, corpus_files: Sequence[Path], out: Path, n_refer
 
 
 def train_all(
-    variants: Mapping[str, Settings], corpus: Corpus, text: EncodedCorpus, out: Path
+    variants: Mapping[str, Settings], corpus: Corpus, texts: Sequence[EncodedCorpus], out: Path
 ) -> list[Curves]:
     """Train one after the other on the same text, each with a log of its own."""
     runs = []
     for label, variant in variants.items():
-        training = Training(variant, text)
+        training = Training(variant, texts)
         log = RunLog(out / f"log-{label.replace(', ', '-').replace(' ', '-')}.jsonl")
-        log.add("start", **start_record(training, corpus, text))
-        run(training, log, label, until=variant.steps)
+        log.add("start", **start_record(training, corpus, texts))
+        run(training, log, label, until=variant.total_steps)
         log.close()
         runs.append(curves(label, log.records))
     return runs
+
+
+def held_out(run: Curves, base: Curves) -> str:
+    """One line: its last held-out loss, and how far that is from the base's."""
+    loss = run.held_out_losses[-1]
+    line = f"{run.label:<26} held out {loss:.4f} nats"
+    return line if run is base else f"{line}, {loss - base.held_out_losses[-1]:+.4f}"
 
 
 def judge(ours: Curves, references: Sequence[Curves]) -> int:

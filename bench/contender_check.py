@@ -14,12 +14,14 @@ import torch
 from contender_steps import BETAS, EPS, LR, MAX_GRAD_NORM
 from contenders import Contender, split_groups
 from storage import DTYPES
+from timing import prepare
 from torch import Tensor, nn
 
 from bertadam_cuda.reference import (
     bert_adam_step,
     clip_coefficient,
     gradient_norm,
+    lamb_step,
     split_master,
 )
 
@@ -82,6 +84,7 @@ def check(contender: Contender, device: torch.device) -> None:
         for param, grad in zip(params, grads, strict=True):
             param.grad = (loss_scale * grad).to(device, param.dtype)
         expected.advance(t, [param.grad.double() / loss_scale for param in params])
+        prepare(step)
         step()
         for i, param in enumerate(params):
             _compare(contender, t, i, param.detach(), expected)
@@ -128,26 +131,17 @@ class _Expected:
         contender = self._contender
         master = contender.storage.master
         kept = self._dtype if master == "none" else torch.float32
-        moment = torch.finfo(self._moment_dtype)
-        arithmetic = max(1e-5, 4 * moment.eps)
+        precision = torch.finfo(self._moment_dtype)
+        arithmetic = max(1e-5, 4 * precision.eps)
         for i, grad in enumerate(clipped(contender, grads)):
-            result = bert_adam_step(
-                self._values[i],
-                grad,
-                *self._moments[i],
-                lr=LR,
-                b1=BETAS[0],
-                b2=BETAS[1],
-                e=EPS,
-                weight_decay=_WEIGHT_DECAY if i == 0 else 0.0,
-                bias_correction_step=t if contender.bias_correction else None,
-            )
-            self._values[i] = rounded(result.param, kept)
-            m, v = result.exp_avg, result.exp_avg_sq
-            self._moments[i] = (rounded(m, self._moment_dtype), rounded(v, self._moment_dtype))
-            coarse = moment.smallest_normal * moment.eps / float(v.min())
-            of_update = (arithmetic + coarse) * LR * float(result.update.abs().max())
-            self.slack[i] += of_update + torch.finfo(kept).eps * float(result.param.abs().max())
+            state = (self._values[i], grad, *self._moments[i])
+            decay = _WEIGHT_DECAY if i == 0 else 0.0
+            new, largest = stepped(contender, state, decay, t)
+            self._values[i] = rounded(new[0], kept)
+            self._moments[i] = tuple(rounded(moment, self._moment_dtype) for moment in new[1:])
+            coarse = precision.smallest_normal * precision.eps / float(new[2].min())
+            of_update = (arithmetic + coarse) * largest
+            self.slack[i] += of_update + torch.finfo(kept).eps * float(new[0].abs().max())
 
     def param(self, i: int) -> Tensor:
         """The visible parameter."""
@@ -167,6 +161,26 @@ def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype).double()
 
 
+def stepped(
+    contender: Contender, state: tuple[Tensor, ...], weight_decay: float, t: int
+) -> tuple[tuple[Tensor, ...], float]:
+    """New parameter and moments in float64, and the largest change without rounding.
+
+    `state`: parameter, clipped gradient, moments.
+    """
+    correction = t if contender.bias_correction else None
+    if contender.optimizer == "lamb":
+        more = {"decoupled_decay": weight_decay, "bias_correction_step": correction}
+        result = lamb_step(*state, lr=LR, betas=BETAS, eps=EPS, **more)
+        rate = LR * result.trust_ratio
+    else:
+        more = {"weight_decay": weight_decay, "bias_correction_step": correction}
+        result = bert_adam_step(*state, lr=LR, b1=BETAS[0], b2=BETAS[1], e=EPS, **more)
+        rate = LR
+    new = (result.param, result.exp_avg, result.exp_avg_sq)
+    return new, rate * float(result.update.abs().max())
+
+
 def clipped(contender: Contender, grads: list[Tensor]) -> list[Tensor]:
     """Gradients as the contender's update sees them."""
     if contender.clip == "none":
@@ -179,6 +193,7 @@ def clipped(contender: Contender, grads: list[Tensor]) -> list[Tensor]:
     norms = [keep(gradient_norm(grad), rounding.norm) for grad in grads]
     if contender.clip == "global":
         norms = [keep(math.hypot(*norms), rounding.norm)] * len(grads)
+    # LAMB's has no 1e-6 in it, which at these norms is less than float32 tells apart.
     coefficients = [clip_coefficient(norm, MAX_GRAD_NORM) for norm in norms]
     if rounding.coefficient:
         sums = [keep(norm + 1e-6, rounding.norm) for norm in norms]

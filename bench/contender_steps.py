@@ -15,7 +15,7 @@ from plain_bert_adam import PlainBertAdam
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from bertadam_cuda import BertAdam
+from bertadam_cuda import AdamW, BertAdam
 
 Groups = list[dict[str, Any]]
 Step = Callable[[], object]
@@ -36,6 +36,11 @@ def ours(clip: str, master: str, scaled: bool) -> Build:
         return _called(optimizer, None, _scaler(OurScaler, groups, loss_scale, scaled))
 
     return build
+
+
+def our_adamw(clip: str) -> Build:
+    settings = {"betas": BETAS, "eps": EPS, **_clip_settings(clip)}
+    return lambda groups: AdamW(groups, lr=LR, **settings).step
 
 
 def plain(clip: str) -> Build:
@@ -182,6 +187,12 @@ def _bert_adam_settings(clip: str) -> dict[str, Any]:
         "b1": BETAS[0],
         "b2": BETAS[1],
         "e": EPS,
+        **_clip_settings(clip),
+    }
+
+
+def _clip_settings(clip: str) -> dict[str, Any]:
+    return {
         "max_grad_norm": 0.0 if clip == "none" else MAX_GRAD_NORM,
         "clip": "global" if clip == "global" else "per_tensor",
     }

@@ -18,6 +18,7 @@ WEIGHT_DECAY = 0.01
 CLIPS = ("per_tensor", "global", "none")
 _GPU, _CPU = ("cuda",), ("cpu",)
 OURS = "bertadam_cuda"
+OUR_ADAMW = "bertadam_cuda AdamW"
 FUSED = "torch AdamW(fused)"
 FOREACH = "torch AdamW(foreach)"
 PLAIN = "plain BertAdam loop"
@@ -64,6 +65,7 @@ class Contender:
     rounding: of its clipping.
     scaled: whether its gradients carry a loss scale, which its builder gets as second argument.
     rounds_every_operation: to the dtype of the storage, instead of what it stores.
+    optimizer: whose formulas it computes, 'adam' or 'lamb'.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Contender:
     rounding: Rounding = EXACT
     scaled: bool = False
     rounds_every_operation: bool = False
+    optimizer: str = "adam"
 
     @property
     def label(self) -> str:
@@ -109,6 +112,9 @@ def _ours(clip: str, dtype: str) -> list[Contender]:
         again = storage.norm_bytes if clip == "global" or scaled else 0.0
         n_bytes, build = storage.update_bytes + again, steps.ours(clip, master, scaled)
         found.append(Contender(OURS, clip, n_bytes, build, False, storage=storage, scaled=scaled))
+    if dtype == "fp32":
+        # The same memory traffic; only its rule is another.
+        found.append(Contender(OUR_ADAMW, clip, n_bytes, steps.our_adamw(clip), True))
     return found
 
 

@@ -12,8 +12,18 @@ from dataclasses import dataclass
 from functools import partial
 
 from bench_report import Row
-from contenders import APEX, APEX_CAPTURABLE, APEX_NO_WAIT, DEEPSPEED_CPU, FUSED, OURS, PLAIN
+from contenders import (
+    APEX,
+    APEX_CAPTURABLE,
+    APEX_NO_WAIT,
+    DEEPSPEED_CPU,
+    FUSED,
+    OUR_ADAMW,
+    OURS,
+    PLAIN,
+)
 from host_time import HostRow
+from lamb_contenders import APEX_LAMB
 from storage import FP32, Storage
 
 #: The CPU's criteria are for this many.
@@ -28,11 +38,18 @@ class Results:
     rows: Sequence[Row] = ()
     host_rows: Sequence[HostRow] = ()
 
-    def row(self, model: str, clip: str, contender: str, kept: Storage = FP32) -> Row | None:
+    def row(
+        self,
+        model: str,
+        clip: str,
+        contender: str,
+        kept: Storage = FP32,
+        optimizer: str = "adam",
+    ) -> Row | None:
         """Return the row if it has times; of others than ours, with any master."""
         for row in self.rows:
-            if (row.model, row.clip, row.contender, row.dtype) != (
-                *(model, clip, contender, kept.dtype),
+            if (row.model, row.clip, row.contender, row.dtype, row.optimizer) != (
+                *(model, clip, contender, kept.dtype, optimizer),
             ):
                 continue
             if contender != OURS or row.master == kept.master:
@@ -49,6 +66,7 @@ class Criterion:
     value: the number, or None where the run did not measure it.
     at_least, at_most: the limit; one of them is set.
     dtype: of the parameters and gradients of that run.
+    optimizer: which that run is of.
     """
 
     model: str
@@ -57,6 +75,7 @@ class Criterion:
     at_least: float | None = None
     at_most: float | None = None
     dtype: str = "fp32"
+    optimizer: str = "adam"
 
     def met(self, results: Results) -> bool | None:
         value = self.value(results)
@@ -74,6 +93,7 @@ class Criterion:
         shown = self.says.format("?" if value is None else f"{value:.4g}")
         limit = f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g}"
         subject = self.model if self.dtype == "fp32" else f"{self.model} in {self.dtype}"
+        subject += "" if self.optimizer == "adam" else f" with {self.optimizer.upper()}"
         return f"{word:<12}  {subject}: {shown}, wanted {limit}"
 
 
@@ -105,6 +125,17 @@ def _times_none(model: str, at_most: float) -> Criterion:
     return Criterion(model, says, value, at_most=at_most)
 
 
+def _adamw(model: str, clip: str, at_least: float) -> Criterion:
+    """Our other rule in the same engine; ours in a row is BertAdam."""
+
+    def value(results: Results) -> float | None:
+        row = results.row(model, clip, OUR_ADAMW)
+        return row and row.ours_over(clip)
+
+    says = f"our AdamW, clip {clip}: {{}} x as fast as our BertAdam (device time, paired)"
+    return Criterion(model, says, value, at_least)
+
+
 def _faster(
     model: str,
     clip: str,
@@ -112,16 +143,17 @@ def _faster(
     at_least: float,
     clock: str = "device",
     kept: Storage = FP32,
+    optimizer: str = "adam",
 ) -> Criterion:
     """How many times as long the other (contender, clip) takes."""
     contender, other_clip = other
 
     def value(results: Results) -> float | None:
-        row = results.row(model, other_clip, contender, kept)
+        row = results.row(model, other_clip, contender, kept, optimizer)
         if row is None:
             return None
         if clock == _IDLE_WALL:
-            ours = results.row(model, clip, OURS, kept)
+            ours = results.row(model, clip, OURS, kept, optimizer)
             if ours is None or not ours.wall_us or not row.wall_us:
                 return None
             return row.wall_us / ours.wall_us
@@ -133,7 +165,7 @@ def _faster(
         f"{_ours(clip, kept)}: {{}} x as fast as {contender}, clip {other_clip} "
         f"({clock} time, {how})"
     )
-    return Criterion(model, says, value, at_least, dtype=kept.dtype)
+    return Criterion(model, says, value, at_least, dtype=kept.dtype, optimizer=optimizer)
 
 
 def _host(n_groups: int, at_most: float) -> Criterion:
@@ -169,6 +201,7 @@ CRITERIA: dict[str, tuple[Criterion, ...]] = {
         _faster("bert-large", "per_tensor", (APEX_NO_WAIT, "global"), 1.7),
         _faster("bert-large", "global", _FUSED_GLOBAL, 1.6),
         _faster("bert-large", "global", (APEX_NO_WAIT, "global"), 1.5),
+        _adamw("bert-large", "global", 0.98),
         _faster("bert-large", "none", _FUSED_NONE, 1.18),
         _faster("bert-large", "none", (APEX, "none"), 1.3),
         # The loop launches thousands of kernels: the host takes the time, on any clock.
@@ -190,6 +223,7 @@ CRITERIA: dict[str, tuple[Criterion, ...]] = {
         _faster("bert-large", "per_tensor", _FUSED_GLOBAL, 2.1, kept=_BF16_REMAINDER),
         _faster("bert-large", "per_tensor", _FUSED_GLOBAL, 2.5, kept=_FP16_MASTER),
         _faster("bert-large", "per_tensor", (APEX_CAPTURABLE, "global"), 2, kept=_FP16_MASTER),
+        _faster("bert-large", "global", (APEX_LAMB, "global"), 1.5, optimizer="lamb"),
     ),
     "cpu": (
         _cpu("none", _FUSED_NONE, 0.97),
@@ -203,6 +237,9 @@ def verdicts(device: str, threads: int, results: Results) -> list[str]:
     """Judge a run by the criteria of the models that it timed."""
     if device == "cpu" and threads != CPU_THREADS:
         return [f"no verdicts: the CPU's are for {CPU_THREADS} threads, these are {threads}"]
-    timed = {(row.model, row.dtype) for row in results.rows}
-    criteria = CRITERIA[device]
-    return [each.verdict(results) for each in criteria if (each.model, each.dtype) in timed]
+    timed = {(row.model, row.dtype, row.optimizer) for row in results.rows}
+    return [
+        each.verdict(results)
+        for each in CRITERIA[device]
+        if (each.model, each.dtype, each.optimizer) in timed
+    ]

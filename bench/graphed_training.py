@@ -8,6 +8,7 @@ nothing is predicted there, which leaves the mean loss as it is.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from bert_model import masked_loss
@@ -63,12 +64,20 @@ def most_hidden(n_tokens: int) -> int:
 
 
 class GraphedTraining(Training):
-    """A run as `Training` has it; a checkpoint of either continues as the other."""
+    """A run as `Training` has it; a checkpoint of either continues as the other.
 
-    def __init__(self, settings: Settings, text: EncodedCorpus) -> None:
+    It has one phase, whose lengths and schedule the graph is made for, and a batch per update.
+    """
+
+    def __init__(self, settings: Settings, texts: Sequence[EncodedCorpus]) -> None:
+        if settings.accumulate > 1 or settings.phase2_steps:
+            raise ValueError(
+                "pretrain_bert: --cuda-graph is for one batch per step and one phase; leave out"
+                " --accumulate and --phase2-steps"
+            )
         if not settings.device.startswith("cuda"):
             raise ValueError(f"pretrain_bert: --cuda-graph needs a GPU; found {settings.device}")
-        super().__init__(settings, text)
+        super().__init__(settings, texts)
         make_capturable(self.stepper.optimizer, self.device, settings.optimizer)
         self._static = StaticBatch(settings.batch, settings.seq_len, self.device)
         self._loss = torch.zeros((), device=self.device)
@@ -77,7 +86,7 @@ class GraphedTraining(Training):
 
     def advance(self) -> None:
         """Do one update. The host does not wait for a GPU."""
-        self._static.fill(self._batches[self.step])
+        self._static.fill(self._batches[0][self.step])
         if self._n_warm < N_WARM_UP:
             self._warm_up()
         else:

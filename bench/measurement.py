@@ -31,6 +31,7 @@ from timing import (
     copy_call,
     count_launches,
     paired_ratio,
+    prepare,
     wall_us,
 )
 from torch import nn
@@ -39,6 +40,8 @@ _COPY = "copy"
 _GRAD_NORM = 0.5
 #: Per parameter: moments; beside 16 bits also a master and, of the plain loop, its gradient.
 _STATE_BYTES = {torch.float32: 8, torch.bfloat16: 16, torch.float16: 16}
+#: apex's has gradients that it may overwrite.
+_MORE_OF_LAMB = 4
 #: Share of the free memory that moments may take; on a CPU others need some, too.
 _USABLE = {"cuda": 0.95, "cpu": 0.5}
 #: Slow contenders get fewer rounds than asked for, but three, which have a median.
@@ -102,6 +105,7 @@ def start(candidates: Sequence[Contender], groups: Groups, notes: Notes) -> dict
             with named_failure(contender, notes):
                 # Optimizers keep and complete the dicts that they get.
                 call = contender.build([dict(group) for group in groups])
+                prepare(call)
                 call()  # makes the moments
                 calls[contender] = call
     # Again once all of them hold their moments, so that none runs out of memory while it is timed.
@@ -152,7 +156,10 @@ def measure(
     ours = start([each for each in candidates if each.name == OURS], groups, notes)
     others = [each for each in candidates if each.name != OURS and each.label not in notes]
     _release(device)
-    split = batches(others, shapes, _free_bytes(device), _STATE_BYTES[DTYPES[dtype]])
+    state_bytes = _STATE_BYTES[DTYPES[dtype]]
+    if candidates[0].optimizer == "lamb":
+        state_bytes += _MORE_OF_LAMB
+    split = batches(others, shapes, _free_bytes(device), state_bytes)
     for index, batch in enumerate(split, start=1):
         timings.add(index, ours, start(batch, groups, notes))
         _release(device)
@@ -165,8 +172,12 @@ def measure(
     for contender in candidates:
         label = contender.label
         known = (model, len(shapes), count_elements(shapes), contender.clip, contender.name)
-        stored = {"dtype": dtype, "master": contender.storage.master}
-        row = Row(*known, contender.bytes_per_param, **stored, note=notes.get(label, ""))
+        kind = {
+            "dtype": dtype,
+            "master": contender.storage.master,
+            "optimizer": contender.optimizer,
+        }
+        row = Row(*known, contender.bytes_per_param, **kind, note=notes.get(label, ""))
         rows.append(row if label in notes else timings.complete(row, label, own))
     return rows
 

@@ -13,32 +13,42 @@ from typing import Any
 
 import torch
 from loss_scaling import OurScaler
+from phases import Phase, phase_index
 from plain_bert_adam import PlainBertAdam
 from settings import Settings
 from torch.nn.utils import clip_grad_norm_
 
 import bertadam_cuda
 from bertadam_cuda.param_groups import param_groups_weight_decay
-from bertadam_cuda.schedules import multiplier
 
 BETAS = (0.9, 0.999)
 EPS = 1e-6
+#: So that one lr fits adapted tensors and the others; LARS's own 0.001 wants an lr of about 1,
+#: which plain momentum on biases does not stand.
+TRUST_COEFFICIENT = 1.0
 
 
 @dataclass
 class Stepper:
     """An optimizer, and what is called before and after it in every step.
 
-    A scaler goes with an optimizer that clips by itself.
+    A scaler goes with an optimizer that clips by itself. One without `reset_schedule` has the
+    schedules of all phases in a function of the step.
     """
 
     optimizer: torch.optim.Optimizer
     clip: Callable[[], object] | None = None
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
     scaler: torch.amp.GradScaler | None = None
+    reset_schedule: Callable[..., None] | None = None
+
+    def begin_phase(self, phase: Phase) -> None:
+        """Begin the schedule of another phase; moments and steps stay."""
+        if self.reset_schedule is not None:
+            self.reset_schedule(lr=phase.lr, t_total=phase.n_steps, warmup=phase.warmup)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Compute the gradients that `step` takes."""
+        """Add to the gradients that `step` takes."""
         scaled = loss if self.scaler is None else self.scaler.scale(loss)
         scaled.backward()  # type: ignore[no-untyped-call]
 
@@ -89,28 +99,61 @@ def build_stepper(model: torch.nn.Module, settings: Settings) -> Stepper:
 
 
 def lr_multiplier(settings: Settings) -> Callable[[int], float]:
-    """Multiplier of lr as a function of the updates done, the same for every optimizer."""
-    return multiplier(settings.schedule, settings.warmup, settings.steps, settings.schedule_args)
+    """Multiplier of the first phase's lr as a function of the updates done, over all phases."""
+    phases = settings.phases
+    if len(phases) == 1:
+        return phases[0].multiplier()
+    by_phase = [(phase.first_step, phase.lr / settings.lr, phase.multiplier()) for phase in phases]
+
+    def multiplier(step: int) -> float:
+        first_step, ratio, of_phase = by_phase[phase_index(phases, step)]
+        return ratio * of_phase(step - first_step)
+
+    return multiplier
 
 
 def _bertadam(groups: list[dict[str, Any]], settings: Settings) -> Stepper:
-    master_weights = None if settings.master_weights == "none" else settings.master_weights
-    optimizer = bertadam_cuda.BertAdam(
-        groups,
-        settings.lr,
-        settings.warmup,
-        settings.steps,
-        settings.schedule,
-        schedule_args=settings.schedule_args or None,
-        max_grad_norm=_limit(settings),
-        clip=_norm_kind(settings),
-        master_weights=master_weights,
-        stochastic_rounding=settings.stochastic_rounding,
-        rounding_seed=settings.seed,
-    )
-    is_scaled = settings.dtype == "fp16"
-    device = torch.device(settings.device)
-    return Stepper(optimizer, scaler=OurScaler(device.type) if is_scaled else None)
+    return _ours(bertadam_cuda.BertAdam(groups, **_our_settings(settings)), settings)
+
+
+def _adamw(groups: list[dict[str, Any]], settings: Settings) -> Stepper:
+    more = {"betas": BETAS, "eps": EPS, **_our_settings(settings)}
+    return _ours(bertadam_cuda.AdamW(groups, **more), settings)
+
+
+def _lamb(groups: list[dict[str, Any]], settings: Settings) -> Stepper:
+    more = {"betas": BETAS, "eps": EPS, **_our_settings(settings)}
+    use_nvlamb = settings.optimizer == "nvlamb"
+    return _ours(bertadam_cuda.LAMB(groups, use_nvlamb=use_nvlamb, **more), settings)
+
+
+def _lars(groups: list[dict[str, Any]], settings: Settings) -> Stepper:
+    """Biases and norms are not adapted, so that their lr is that of plain momentum."""
+    decayed, rest = groups
+    more = {"trust_coefficient": TRUST_COEFFICIENT, **_our_settings(settings)}
+    return _ours(bertadam_cuda.LARS([decayed, {**rest, "adapt": False}], **more), settings)
+
+
+def _our_settings(settings: Settings) -> dict[str, Any]:
+    """What every optimizer of this package takes."""
+    first = settings.phases[0]
+    return {
+        "lr": first.lr,
+        "schedule": first.schedule,
+        "warmup": first.warmup,
+        "t_total": first.n_steps,
+        "schedule_args": first.schedule_args or None,
+        "master_weights": None if settings.master_weights == "none" else settings.master_weights,
+        "stochastic_rounding": settings.stochastic_rounding,
+        "rounding_seed": settings.seed,
+        "max_grad_norm": _limit(settings),
+        "clip": _norm_kind(settings),
+    }
+
+
+def _ours(optimizer: Any, settings: Settings) -> Stepper:
+    scaler = OurScaler(torch.device(settings.device).type) if settings.dtype == "fp16" else None
+    return Stepper(optimizer, scaler=scaler, reset_schedule=optimizer.reset_schedule)
 
 
 def _reference(groups: list[dict[str, Any]], settings: Settings) -> Stepper:
@@ -145,6 +188,10 @@ def _apex(groups: list[dict[str, Any]], settings: Settings) -> Stepper:
 
 BUILDERS: dict[str, Callable[[list[dict[str, Any]], Settings], Stepper]] = {
     "bertadam": _bertadam,
+    "adamw": _adamw,
+    "lamb": _lamb,
+    "nvlamb": _lamb,
+    "lars": _lars,
     "reference": _reference,
     "torch": _torch,
     "apex": _apex,

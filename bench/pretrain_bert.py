@@ -2,8 +2,11 @@
 
     python bench/pretrain_bert.py                        the defaults of this machine
     python bench/pretrain_bert.py --corpus a.txt b.txt   your text, blank lines between documents
+    python bench/pretrain_bert.py --accumulate 8         eight batches per step
+    python bench/pretrain_bert.py --phase2-steps 100     then sequences of four times the length
     python bench/pretrain_bert.py --compare reference    against a plain PyTorch BertAdam
     python bench/pretrain_bert.py --compare storage      bf16, three ways, against fp32
+    python bench/pretrain_bert.py --compare normalization    NVLAMB with and without it
     python bench/pretrain_bert.py --profile              the optimizers' share of an iteration
 
 Without --corpus the text is the English that this Python carries; nothing is downloaded. Written
@@ -18,7 +21,6 @@ import argparse
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,11 @@ USED_BY_PROFILE = {
     *("size", "vocab_size", "seq_len", "dropout", "device", "dtype", "autocast"),
     *("master_weights", "seed"),
 }
+#: How the messages begin of those who explain what to do; other errors end in a traceback.
+EXPLAINED = (
+    *("pretrain_bert", "corpus", "vocabulary", "bertadam"),
+    *("BertAdam", "AdamW", "LAMB", "LARS"),
+)
 NEEDED = ("torch", "numpy", "transformers", "tokenizers", "matplotlib", "tqdm")
 
 
@@ -50,117 +57,13 @@ def require_packages() -> None:
         sys.path.append(str(ROOT))  # a build in the source tree needs no installation
 
 
-def parser() -> argparse.ArgumentParser:
-    """Options; a setting that is None is filled from the checkpoint or the device's defaults."""
-    from bert_model import SIZES
-    from settings import CLIPS, OPTIMIZERS
-    from storage import DTYPES, MASTERS
-
-    from bertadam_cuda.schedules import SCHEDULES
-
-    summary, _, details = (__doc__ or "").partition("\n\n")
-    options = argparse.ArgumentParser(
-        prog="pretrain_bert.py",
-        description=summary,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    text = options.add_argument_group("text and output")
-    text.add_argument("--corpus", type=Path, nargs="+", default=[], metavar="FILE")
-    text.add_argument("--out", type=Path, default=ROOT / "runs" / "pretrain", metavar="DIR")
-    text.add_argument("--checkpoint", type=Path, metavar="FILE", help="save the run here")
-    text.add_argument("--resume", type=Path, metavar="FILE", help="continue a saved run")
-    text.add_argument(
-        "--stop-after", type=int, metavar="STEP", help="stop early; --steps still sets the schedule"
-    )
-    text.add_argument(
-        "--compare",
-        choices=("reference", "storage"),
-        help="train several times, plot the losses: our optimizer and the plain loop, or fp32 and"
-        " bf16 with a remainder, with stochastic rounding and with neither",
-    )
-    text.add_argument(
-        "--reference-runs",
-        type=int,
-        choices=(1, 2, 3),
-        default=1,
-        help="references whose norms are added up in different orders; from 2 on, exit 1 unless"
-        " our losses are within twice their spread",
-    )
-    model = options.add_argument_group("model and data (default: fits the device)")
-    sizes = ", ".join(f"{name} {size.n_layers}x{size.hidden}" for name, size in SIZES.items())
-    model.add_argument(
-        "--model", dest="size", choices=tuple(SIZES), help=f"layers x hidden width: {sizes}"
-    )
-    model.add_argument("--vocab-size", type=int)
-    model.add_argument("--batch", type=int, help="sequences per step")
-    model.add_argument("--seq-len", type=int, help="tokens per sequence")
-    model.add_argument("--steps", type=int)
-    model.add_argument("--dropout", type=float)
-    model.add_argument("--device", help="cpu, cuda, cuda:1, ...")
-    model.add_argument(
-        "--dtype", choices=tuple(DTYPES), help="of parameters, gradients and computation"
-    )
-    model.add_argument(
-        "--autocast",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="fp32 parameters, bf16 computation (default on a GPU, unless --dtype is given)",
-    )
-    model.add_argument("--seed", type=int)
-    model.add_argument("--eval-every", type=int, help="steps between held-out losses")
-    model.add_argument(
-        "--cuda-graph",
-        action="store_true",
-        help="capture an iteration in a CUDA graph, step included, and replay it (on a GPU)",
-    )
-    rule = options.add_argument_group("optimizer")
-    rule.add_argument("--optimizer", choices=OPTIMIZERS)
-    rule.add_argument("--lr", type=float)
-    rule.add_argument("--schedule", choices=tuple(SCHEDULES))
-    rule.add_argument("--schedule-args", type=schedule_argument, nargs="+", metavar="KEY=NUMBER")
-    rule.add_argument("--warmup", type=float, help="fraction of the steps, or -1 for none")
-    rule.add_argument("--clip", choices=CLIPS)
-    rule.add_argument("--max-grad-norm", type=float)
-    rule.add_argument("--weight-decay", type=float)
-    rule.add_argument(
-        "--master-weights",
-        choices=MASTERS["bf16"],
-        help="what is behind parameters of 16 bits (default with bertadam: remainder for bf16, fp32"
-        " for fp16)",
-    )
-    rule.add_argument(
-        "--stochastic-rounding",
-        action="store_true",
-        default=None,
-        help="bf16 without a master, rounded at random",
-    )
-    profile = options.add_argument_group("profile of an iteration, instead of a run")
-    profile.add_argument(
-        "--profile",
-        action="store_true",
-        help="measure the share of clip + optimizer in an iteration, with BertAdam, torch and apex",
-    )
-    profile.add_argument(
-        "--profile-batches", type=int, nargs="+", metavar="N", help="sequences per iteration"
-    )
-    profile.add_argument("--commit", help="for the CSV, where the sources are not a git checkout")
-    return options
-
-
-def schedule_argument(text: str) -> tuple[str, float]:
-    key, _, value = text.partition("=")
-    try:
-        return key, float(value)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected KEY=NUMBER") from None
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; returns its exit status."""
     require_packages()
-    options = parser().parse_args(arguments)
     import torch
+    from pretrain_options import parser
+
+    options = parser(__doc__ or "").parse_args(arguments)
 
     # A profile measures what users run, and kernels that are deterministic can be slower.
     torch.use_deterministic_algorithms(not options.profile, warn_only=True)
@@ -168,17 +71,16 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return launch(options)
     except (ValueError, ImportError, RuntimeError) as error:
-        if str(error).startswith(("pretrain_bert", "corpus", "vocabulary", "BertAdam", "bertadam")):
+        if str(error).startswith(EXPLAINED):
             print(error, file=sys.stderr)
             return 2
         raise
 
 
 def launch(options: argparse.Namespace) -> int:
-    import comparison
     import pretraining
-    import storage_comparison
-    from settings import Settings, complete
+    from pretrain_options import changed
+    from settings import Settings
 
     names = Settings.__dataclass_fields__
     given: dict[str, Any] = {key: value for key, value in vars(options).items() if key in names}
@@ -190,6 +92,8 @@ def launch(options: argparse.Namespace) -> int:
         return launch_profile(options, given)
     if unused := changed(options, PROFILE_ONLY):
         raise ValueError(f"pretrain_bert: {', '.join(unused)}: only with --profile")
+    if options.compare != "normalization" and changed(options, ("adam_lr",)):
+        raise ValueError("pretrain_bert: --adam-lr: only with --compare normalization")
     if options.compare is None:
         pretraining.pretrain(
             given,
@@ -209,12 +113,23 @@ def launch(options: argparse.Namespace) -> int:
             "pretrain_bert: --compare runs from the start to the end; leave out --resume,"
             " --checkpoint and --stop-after"
         )
+    if options.compare != "reference" and changed(options, ("reference_runs",)):
+        raise ValueError("pretrain_bert: --reference-runs: only with --compare reference")
+    return launch_comparison(options, given)
+
+
+def launch_comparison(options: argparse.Namespace, given: dict[str, Any]) -> int:
+    import comparison
+    import normalization_comparison
+    import storage_comparison
+    from settings import complete
+
+    text = (options.corpus, options.out)
     if options.compare == "storage":
-        if changed(options, ("reference_runs",)):
-            raise ValueError("pretrain_bert: --reference-runs: only with --compare reference")
-        return storage_comparison.compare(given, options.corpus, options.out)
-    settings = complete(given)
-    return comparison.compare(settings, options.corpus, options.out, options.reference_runs)
+        return storage_comparison.compare(given, *text)
+    if options.compare == "normalization":
+        return normalization_comparison.compare(given, *text, options.adam_lr)
+    return comparison.compare(complete(given), *text, options.reference_runs)
 
 
 def kind_of_training(options: argparse.Namespace) -> Any:
@@ -226,6 +141,7 @@ def kind_of_training(options: argparse.Namespace) -> Any:
 
 def launch_profile(options: argparse.Namespace, given: dict[str, Any]) -> int:
     import profile_iteration
+    from pretrain_options import changed
     from settings import complete
 
     if unused := changed(options, vars(options).keys() - USED_BY_PROFILE):
@@ -237,14 +153,6 @@ def launch_profile(options: argparse.Namespace, given: dict[str, Any]) -> int:
     settings = complete({**profile_iteration.DEFAULTS, **chosen})
     batches = options.profile_batches or profile_iteration.BATCHES
     return profile_iteration.profile(settings, batches, options.out, options.commit)
-
-
-def changed(options: argparse.Namespace, names: Iterable[str]) -> list[str]:
-    """Those of the options that were given, as they are written on the command line."""
-    from settings import option
-
-    plain = parser().parse_args([])
-    return [option(n) for n in sorted(names) if getattr(options, n) != getattr(plain, n)]
 
 
 if __name__ == "__main__":

@@ -58,16 +58,16 @@ def pretrain(
             f"pretrain_bert: --resume {resume} continues a run with its own settings, but"
             f" {'; '.join(changed)}; leave these options out"
         )
-    corpus, text = load_text(settings, corpus_files, out)
-    training = kind(settings, text)
+    corpus, texts = load_text(settings, corpus_files, out)
+    training = kind(settings, texts)
     if saved:
         training.restore(saved)
         log = RunLog(out / "log.jsonl", saved["records"])
         log.add("resume", step=training.step, **versions(training.device))
     else:
         log = RunLog(out / "log.jsonl")
-        log.add("start", **start_record(training, corpus, text))
-    until = min(stop_after or settings.steps, settings.steps)
+        log.add("start", **start_record(training, corpus, texts))
+    until = min(stop_after or settings.total_steps, settings.total_steps)
     run(training, log, settings.optimizer, until=until, checkpoint=checkpoint)
     log.close()
     report(log, settings, out)
@@ -76,27 +76,36 @@ def pretrain(
 
 def load_text(
     settings: Settings, corpus_files: Sequence[Path], out: Path
-) -> tuple[Corpus, EncodedCorpus]:
-    """Read and tokenize the text, and say how much it is."""
+) -> tuple[Corpus, list[EncodedCorpus]]:
+    """Read and tokenize the text, once for each phase, and say how much it is."""
     start = time.perf_counter()
     corpus = load_corpus(corpus_files)
-    text = encode_corpus(corpus, settings.vocab_size, settings.seq_len, out / "cache")
+    lengths = [phase.seq_len for phase in settings.phases]
+    texts = [encode_corpus(corpus, settings.vocab_size, n, out / "cache") for n in lengths]
+    text = texts[0]
     print(
         f"text: {corpus.source}, {corpus.n_bytes / 1e6:.2f} MB; {text.train.size:,} tokens to"
         f" train on, {text.held_out.size:,} held out; vocabulary {text.vocab_size:,}"
         f" ({time.perf_counter() - start:.1f} s)"
     )
-    return corpus, text
+    return corpus, texts
 
 
-def start_record(training: Training, corpus: Corpus, text: EncodedCorpus) -> dict[str, Any]:
+def start_record(
+    training: Training, corpus: Corpus, texts: Sequence[EncodedCorpus]
+) -> dict[str, Any]:
     """First record of the log; prints its main points."""
-    settings = training.settings
-    n_epochs = settings.steps * settings.batch / len(text.train)
+    settings, phases, text = training.settings, training.phases, texts[0]
+    n_epochs = sum(
+        phase.n_steps * phase.sequences / len(of_phase.train)
+        for phase, of_phase in zip(phases, texts, strict=True)
+    )
+    steps = ", then ".join(
+        f"{phase.n_steps:,} steps of {phase.sequences} x {phase.seq_len} tokens" for phase in phases
+    )
     print(
         f"model: BERT-{settings.size}, {training.n_parameters / 1e6:.2f} M parameters, on"
-        f" {settings.device} in {settings.stored_as}; {settings.steps:,} steps of"
-        f" {settings.batch} x {settings.seq_len} tokens ({n_epochs:.1f} epochs),"
+        f" {settings.device} in {settings.stored_as}; {steps} ({n_epochs:.1f} epochs),"
         f" optimizer {settings.optimizer}"
     )
     note = overfitting_note(training.n_parameters, text.train.size, n_epochs)

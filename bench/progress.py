@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+from phases import count_tokens, phase_index
 from run_log import RunLog
 from tqdm import tqdm
 from training import Training
@@ -20,7 +21,7 @@ def run(
     settings = training.settings
     bar = tqdm(
         desc=label,
-        total=settings.steps,
+        total=settings.total_steps,
         initial=training.step,
         unit="step",
         dynamic_ncols=True,
@@ -34,22 +35,24 @@ def run(
         training.advance()
         step = training.step
         bar.update()
-        evaluate = step % settings.eval_every == 0 or step == until
+        begins = training.begins_phase
+        evaluate = step % settings.eval_every == 0 or step == until or begins
         if step % READ_EVERY == 0 or evaluate:
             n_read = read_losses(training, log, n_read)
             shown = {"loss": f"{log.records[-1]['loss']:.3f}"}
             bar.set_postfix({**shown, "held-out": f"{last_held_out(log):.3f}"}, refresh=False)
         if evaluate:
             before = time.perf_counter()
+            if begins:
+                log_phase(training, log)
             log.add("held_out", step=step, loss=training.held_out_loss(), **loss_scale(training))
             if checkpoint is not None:
                 training.save(checkpoint, log.records)
             evaluation_s += time.perf_counter() - before
     bar.close()
-    n_steps = training.step - first_step
-    if n_steps > 0:
+    n_tokens = count_tokens(training.phases, first_step, training.step)
+    if n_tokens > 0:
         seconds = time.perf_counter() - start - evaluation_s
-        n_tokens = n_steps * settings.batch * settings.seq_len
         log.add("end", step=training.step, seconds=seconds, tokens_per_s=n_tokens / seconds)
 
 
@@ -58,6 +61,19 @@ def read_losses(training: Training, log: RunLog, n_read: int) -> int:
     for step, loss in enumerate(training.losses[n_read : training.step].tolist(), start=n_read):
         log.add("train", step=step, loss=loss, lr=training.lr(step))
     return training.step
+
+
+def log_phase(training: Training, log: RunLog) -> None:
+    """Say what begins, and where the phase that ends has arrived on its own sequences."""
+    phase = training.phases[phase_index(training.phases, training.step)]
+    log.add(
+        "phase",
+        step=training.step,
+        seq_len=phase.seq_len,
+        batch=phase.batch,
+        lr=phase.lr,
+        held_out_before=training.held_out_loss_before(),
+    )
 
 
 def loss_scale(training: Training) -> dict[str, float]:

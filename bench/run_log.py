@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -63,3 +64,17 @@ def curves(label: str, records: Iterable[Record]) -> Curves:
         held_out_steps=[record["step"] for record in held_out],
         held_out_losses=[record["loss"] for record in held_out],
     )
+
+
+def write_curves(file: Path, runs: Iterable[Curves]) -> None:
+    """Write one line per run and step; a held-out loss belongs to that many updates done."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("run", "step", "lr", "loss", "held_out"))
+        for run in runs:
+            trained = dict(zip(run.steps, zip(run.lrs, run.losses, strict=True), strict=True))
+            held_out = dict(zip(run.held_out_steps, run.held_out_losses, strict=True))
+            for step in sorted({*trained, *held_out}):
+                lr, loss = trained.get(step, ("", ""))
+                writer.writerow((run.label, step, lr, loss, held_out.get(step, "")))

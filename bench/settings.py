@@ -12,11 +12,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+from phases import Phase
 from storage import MASTERS
 
 from bertadam_cuda.schedules import validate
 
-OPTIMIZERS = ("bertadam", "reference", "torch", "apex")
+#: Those of this package, which clip, schedule and keep masters themselves.
+OURS = ("bertadam", "adamw", "lamb", "nvlamb", "lars")
+OPTIMIZERS = (*OURS, "reference", "torch", "apex")
 CLIPS = ("per_tensor", "global", "none")
 #: What each dtype is trained with unless asked otherwise: what loses nothing, in the least memory.
 DEFAULT_MASTERS = {"fp32": "none", "bf16": "remainder", "fp16": "fp32"}
@@ -35,6 +38,8 @@ COMMON: Preset = {
     "autocast": False,
     "stochastic_rounding": False,
     "reduction_chunks": 1,
+    "accumulate": 1,
+    "phase2_steps": 0,
 }
 ON_CPU: Preset = {
     "size": "tiny",
@@ -58,15 +63,24 @@ ON_SMALL_GPU: Preset = {
     "autocast": True,
 }
 ON_GPU: Preset = {**ON_SMALL_GPU, "size": "base", "batch": 256, "lr": 2e-4}
+#: What replaces the presets' values: here lr is the relative change of a tensor per step.
+FOR_OPTIMIZER: dict[str, Preset] = {
+    "lamb": {"clip": "global", "lr": 4e-3},
+    "nvlamb": {"clip": "global", "lr": 4e-3},
+    "lars": {"clip": "global", "lr": 4e-3},
+}
 #: Smallest and largest value of a setting; numbers that are not finite are refused as well.
 RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("batch", "steps", "eval_every", "reduction_chunks"), (1, math.inf)),
-    **dict.fromkeys(("lr", "weight_decay"), (0, math.inf)),
-    "seq_len": (3, math.inf),  # [CLS], [SEP] and something to predict
+    **dict.fromkeys(("batch", "phase2_batch", "accumulate", "steps"), (1, math.inf)),
+    **dict.fromkeys(("eval_every", "reduction_chunks"), (1, math.inf)),
+    **dict.fromkeys(("lr", "phase2_lr", "weight_decay", "phase2_steps"), (0, math.inf)),
+    # [CLS], [SEP] and something to predict
+    **dict.fromkeys(("seq_len", "phase2_seq_len"), (3, math.inf)),
     "dropout": (0, 1),
     "seed": (0, 2**63 - 1),
     "max_grad_norm": (-math.inf, math.inf),  # off if <= 0
 }
+_OF_PHASE2 = {"phase2_seq_len", "phase2_batch", "phase2_lr", "phase2_warmup"}
 BASE_MODEL_BYTES = 20 * 2**30  # base at batch 256 and sequence 128
 
 
@@ -78,7 +92,8 @@ class Settings:
     vocab_size: int
     seq_len: int
     batch: int
-    steps: int
+    accumulate: int  # batches per update
+    steps: int  # of the first phase, or of the only one
     optimizer: str
     schedule: str
     schedule_args: dict[str, float]
@@ -96,6 +111,11 @@ class Settings:
     stochastic_rounding: bool
     eval_every: int
     reduction_chunks: int  # of the reference optimizer: orders the sums of its norms differently
+    phase2_steps: int  # 0: there is one phase
+    phase2_seq_len: int
+    phase2_batch: int
+    phase2_lr: float
+    phase2_warmup: float
 
     def __post_init__(self) -> None:
         for name, (smallest, largest) in RANGES.items():
@@ -105,7 +125,29 @@ class Settings:
                 expected = upwards if largest == math.inf else f"{smallest} to {largest}"
                 raise ValueError(f"pretrain_bert: {option(name)} is {value}, expected {expected}")
         _check_storage(self)
-        validate(self.schedule, self.warmup, self.steps, self.schedule_args, where="pretrain_bert")
+        for phase in self.phases:
+            validate(*phase.scheduled, where="pretrain_bert")
+        if self.phase2_steps and self.lr == 0:
+            raise ValueError(
+                "pretrain_bert: --lr is 0, expected more with --phase2-steps: optimizers without"
+                " phases get the second lr as a multiple of the first"
+            )
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """What the run does, in order."""
+        schedule = (self.schedule, self.schedule_args, self.accumulate)
+        first = Phase(0, self.steps, self.seq_len, self.batch, self.lr, self.warmup, *schedule)
+        if not self.phase2_steps:
+            return (first,)
+        data = (self.phase2_seq_len, self.phase2_batch)
+        rates = (self.phase2_lr, self.phase2_warmup)
+        return (first, Phase(self.steps, self.phase2_steps, *data, *rates, *schedule))
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of all phases."""
+        return self.steps + self.phase2_steps
 
     @property
     def stored_as(self) -> str:
@@ -130,15 +172,15 @@ def _check_storage(settings: Settings) -> None:
             f"{with_dtype} is not for --optimizer apex, whose float32 moments torch rounds to"
             f" {dtype} when a checkpoint is loaded"
         )
-    elif dtype == "fp16" and settings.optimizer != "bertadam":
+    elif dtype == "fp16" and settings.optimizer not in OURS:
         reason = (
-            f"{with_dtype} is for --optimizer bertadam; {settings.optimizer} keeps moments in fp16,"
-            " where the squares of most gradients are 0. Use --dtype bf16"
+            f"{with_dtype} is for --optimizer {', '.join(OURS)}; {settings.optimizer} keeps"
+            " moments in fp16, where the squares of most gradients are 0. Use --dtype bf16"
         )
-    elif (master != "none" or settings.stochastic_rounding) and settings.optimizer != "bertadam":
+    elif (master != "none" or settings.stochastic_rounding) and settings.optimizer not in OURS:
         reason = (
-            "--master-weights and --stochastic-rounding are for --optimizer bertadam, not for"
-            f" {settings.optimizer}"
+            f"--master-weights and --stochastic-rounding are for --optimizer {', '.join(OURS)},"
+            f" not for {settings.optimizer}"
         )
     elif master not in MASTERS[dtype]:
         reason = (
@@ -166,13 +208,23 @@ def complete(given: Mapping[str, Any]) -> Settings:
     chosen = {name: value for name, value in given.items() if value is not None}
     device = chosen.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = {**COMMON, **device_preset(parsed_device(device))}
+    settings |= FOR_OPTIMIZER.get(chosen.get("optimizer", ""), {})
     if "dtype" in chosen:
         settings["autocast"] = False  # the preset's is for the preset's dtype
     settings |= {**chosen, "device": device}
-    has_masters = settings["optimizer"] == "bertadam" and not settings["stochastic_rounding"]
+    has_masters = settings["optimizer"] in OURS and not settings["stochastic_rounding"]
     default = DEFAULT_MASTERS.get(settings["dtype"], "none") if has_masters else "none"
     settings.setdefault("master_weights", default)
     settings.setdefault("eval_every", max(1, settings["steps"] // 20))
+    if not settings["phase2_steps"] and (unused := sorted(_OF_PHASE2 & chosen.keys())):
+        named = ", ".join(map(option, unused))
+        raise ValueError(f"pretrain_bert: {named}: only with --phase2-steps")
+    for name in ("lr", "warmup"):
+        settings.setdefault(f"phase2_{name}", settings[name])
+    # BERT's own: from 128 to 512 tokens. As many tokens per step, so that memory suffices.
+    length = settings.setdefault("phase2_seq_len", 4 * settings["seq_len"])
+    n_tokens = settings["batch"] * settings["seq_len"]
+    settings.setdefault("phase2_batch", max(1, n_tokens // max(1, length)))
     return Settings(**settings)
 
 

@@ -42,6 +42,12 @@ class Storage:
         return float(param + size + 4 * moment)
 
     @property
+    def param_bytes(self) -> float:
+        """A pass that reads the parameters, or their masters."""
+        size = DTYPES[self.dtype].itemsize
+        return float({"none": size, "fp32": 4, "remainder": size + 2}[self.master])
+
+    @property
     def norm_bytes(self) -> float:
         """A pass that reads the gradients."""
         return float(DTYPES[self.dtype].itemsize)
@@ -55,6 +61,10 @@ class Storage:
 FP32 = Storage()
 
 
-def necessary_bytes(dtype: str) -> float:
-    """Per parameter: a step without masters, whose moments are float32."""
-    return Storage(dtype).update_bytes
+def necessary_bytes(dtype: str, optimizer: str = "adam") -> float:
+    """Per parameter: a step without masters, whose moments are float32.
+
+    LAMB's parameters are read twice: for their norm, and once that and the update's are known.
+    """
+    kept = Storage(dtype)
+    return kept.update_bytes + (kept.param_bytes if optimizer == "lamb" else 0.0)

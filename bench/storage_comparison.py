@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from comparison import train_all
+from comparison import held_out, train_all
 from loss_figure import plot_comparison
 from pretraining import load_text
-from run_log import Curves
 from settings import Settings, complete
 
 #: Label -> how its parameters are stored.
@@ -43,10 +42,3 @@ def compare(given: Mapping[str, Any], corpus_files: Sequence[Path], out: Path) -
         print(held_out(run, runs[0]))
     print(f"figure: {figure}")
     return 0
-
-
-def held_out(run: Curves, base: Curves) -> str:
-    """One line: its last held-out loss, and how far that is from the base's."""
-    loss = run.held_out_losses[-1]
-    line = f"{run.label:<26} held out {loss:.4f} nats"
-    return line if run is base else f"{line}, {loss - base.held_out_losses[-1]:+.4f}"

@@ -25,6 +25,25 @@ _LONGEST_SLEEP_US = 200_000.0
 _IDLE_SECONDS = 0.5
 
 
+class Prepared:
+    """A call with something to do before it each time, which is not part of its time."""
+
+    def __init__(self, call: Call, before: Call) -> None:
+        self._call, self._before = call, before
+
+    def __call__(self) -> object:
+        return self._call()
+
+    def prepare(self) -> None:
+        self._before()
+
+
+def prepare(call: Call) -> None:
+    """Do what has to be done before this call; for most there is nothing."""
+    if isinstance(call, Prepared):
+        call.prepare()
+
+
 @dataclass(frozen=True)
 class Spread:
     """Median and the 20th and 80th percentile of a sample."""
@@ -44,6 +63,7 @@ class Spread:
 
 def wall_us(call: Call) -> float:
     """Time between call and return: the clock of CPU work."""
+    prepare(call)
     start = time.perf_counter_ns()
     call()
     return (time.perf_counter_ns() - start) / 1e3
@@ -67,6 +87,7 @@ class DeviceClock:
     def __call__(self, call: Call) -> float:
         if call not in self._host_us:
             self._host_us[call] = IdleTimes.of(call, n_calls=3).host.median
+        prepare(call)
         self._flush.zero_()
         # Twice the host's time: a single launch varies by that much.
         sleep_us = min(2 * self._host_us[call] + 100, _LONGEST_SLEEP_US)
@@ -109,6 +130,7 @@ class IdleTimes:
         host, wall = [], []
         deadline = time.perf_counter() + seconds
         while not host or (len(host) < n_calls and time.perf_counter() < deadline):
+            prepare(call)
             synchronize()
             start = time.perf_counter_ns()
             call()
@@ -177,6 +199,7 @@ def count_launches(call: Call) -> tuple[int, int]:
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
+    prepare(call)
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         call()

@@ -7,6 +7,7 @@ stopped: batches depend on their number alone, and torch's generators are part o
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,34 +16,44 @@ import torch
 from bert_model import MAX_POSITIONS, SIZES, masked_loss, random_bert
 from masking import TrainingBatches, held_out_batches
 from optimizers import build_stepper, lr_multiplier
+from phases import phase_index
 from settings import Settings
 from storage import DTYPES
 from vocabulary import EncodedCorpus
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 
 
 class Training:
     """The state of a run. `step` counts the updates done; `losses` holds one value for each."""
 
-    def __init__(self, settings: Settings, text: EncodedCorpus) -> None:
-        if settings.seq_len > MAX_POSITIONS:
-            raise ValueError(
-                f"pretrain_bert: --seq-len is {settings.seq_len}, expected at most {MAX_POSITIONS}"
-            )
+    def __init__(self, settings: Settings, texts: Sequence[EncodedCorpus]) -> None:
+        self.phases = settings.phases
+        for phase, name in zip(self.phases, ("--seq-len", "--phase2-seq-len"), strict=False):
+            if phase.seq_len > MAX_POSITIONS:
+                raise ValueError(
+                    f"pretrain_bert: {name} is {phase.seq_len}, expected at most {MAX_POSITIONS}"
+                )
         torch.manual_seed(settings.seed)
         self.settings = settings
         self.device = torch.device(settings.device)
-        self.model = random_bert(SIZES[settings.size], text.vocab_size, settings.dropout)
+        self.model = random_bert(SIZES[settings.size], texts[0].vocab_size, settings.dropout)
         self.model.to(self.device, DTYPES[settings.dtype]).train()
         self.stepper = build_stepper(self.model, settings)
         self.step = 0
         # Losses stay on the device, so that reading them does not hold up every step.
-        self.losses = torch.zeros(settings.steps, device=self.device)
+        self.losses = torch.zeros(settings.total_steps, device=self.device)
         self._multiplier = lr_multiplier(settings)
-        self._text_digest = text.digest
-        self._batches = TrainingBatches(text.train, text.vocab_size, settings.batch, settings.seed)
-        self._held_out = held_out_batches(text.held_out, text.vocab_size, settings.batch)
+        self._text_digest = "-".join(text.digest for text in texts)
+        of_phases = list(zip(texts, self.phases, strict=True))
+        self._batches = [
+            TrainingBatches(text.train, text.vocab_size, phase.batch, settings.seed)
+            for text, phase in of_phases
+        ]
+        self._held_out = [
+            held_out_batches(text.held_out, text.vocab_size, phase.batch)
+            for text, phase in of_phases
+        ]
 
     @property
     def n_parameters(self) -> int:
@@ -61,27 +72,48 @@ class Training:
         """
         return self.settings.lr * self._multiplier(step)
 
+    @property
+    def begins_phase(self) -> bool:
+        """Whether the next update is the first of a phase after the first one."""
+        return any(0 < phase.first_step == self.step for phase in self.phases)
+
     def advance(self) -> None:
         """Do one update. The host does not wait for a GPU."""
-        batch = self._batches[self.step].to(self.device)
-        with self._autocast():
-            loss = masked_loss(self.model, batch)
-        self.stepper.backward(loss)
+        index = phase_index(self.phases, self.step)
+        phase = self.phases[index]
+        if self.begins_phase:
+            self.stepper.begin_phase(phase)
+        first = (self.step - phase.first_step) * phase.accumulate
+        for number in range(first, first + phase.accumulate):
+            batch = self._batches[index][number].to(self.device)
+            with self._autocast():
+                loss = masked_loss(self.model, batch) / phase.accumulate
+            self.stepper.backward(loss)
+            self.losses[self.step] += loss.detach()
         self.stepper.step()
         self.stepper.optimizer.zero_grad(set_to_none=True)
-        self.losses[self.step] = loss.detach()
         self.step += 1
 
-    @torch.no_grad()
     def held_out_loss(self) -> float:
-        """Mean loss in nats per predicted token of the validation set; leaves no trace."""
+        """Mean loss in nats per predicted token of the validation set; leaves no trace.
+
+        Its sequences are as long as those of the next update.
+        """
+        return self._evaluated(phase_index(self.phases, self.step))
+
+    def held_out_loss_before(self) -> float:
+        """The same with sequences as long as those of the last update."""
+        return self._evaluated(phase_index(self.phases, self.step - 1))
+
+    @torch.no_grad()
+    def _evaluated(self, index: int) -> float:
         self.model.eval()
         total = torch.zeros((), device=self.device, dtype=torch.float64)
-        for batch in self._held_out:
+        for batch in self._held_out[index]:
             with self._autocast():
                 total += masked_loss(self.model, batch.to(self.device)) * len(batch.labels)
         self.model.train()
-        return float(total) / sum(len(batch.labels) for batch in self._held_out)
+        return float(total) / sum(len(batch.labels) for batch in self._held_out[index])
 
     def save(self, file: Path, records: list[dict[str, Any]]) -> None:
         """Write everything that the continuation needs, and the log's records so far."""

@@ -237,12 +237,16 @@ def test_program_explains_itself() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("dtype", "suffix"), [("fp32", ""), ("bf16", "_bf16")])
+@pytest.mark.parametrize(
+    ("more", "suffix"),
+    [((), ""), (("--dtype", "bf16"), "_bf16"), (("--optimizer", "lamb"), "_lamb")],
+    ids=["fp32", "bf16", "lamb"],
+)
 def test_program_counts_one_launch_of_ours_on_a_gpu(
-    tmp_path: Path, dtype: str, suffix: str
+    tmp_path: Path, more: tuple[str, ...], suffix: str
 ) -> None:
     """Launches, host time and device time are measured on the GPU."""
-    arguments = ["--device", "cuda", "--model", "bert-toy", "--rounds", "3", "--dtype", dtype]
+    arguments = ["--device", "cuda", "--model", "bert-toy", "--rounds", "3", *more]
     status = bench_step.main([*arguments, "--out", str(tmp_path)])
     assert status == 0
     with (tmp_path / f"bench_step_cuda_bert-toy{suffix}.csv").open(newline="") as stream:

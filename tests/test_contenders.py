@@ -15,7 +15,17 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 import contender_steps
 import measurement
 from contender_check import WrongResult, check
-from contenders import APEX_NO_WAIT, CLIPS, FOREACH, FUSED, OURS, PLAIN, Contender, contenders
+from contenders import (
+    APEX_NO_WAIT,
+    CLIPS,
+    FOREACH,
+    FUSED,
+    OUR_ADAMW,
+    OURS,
+    PLAIN,
+    Contender,
+    contenders,
+)
 from model_shapes import MODELS
 from storage import DTYPES
 
@@ -121,6 +131,25 @@ def test_timed_gradients_are_the_same_after_every_contender(clip: str, dtype: st
     for param, grad, expected in zip(params, grads, before, strict=True):
         assert param.grad is grad
         assert torch.equal(grad, expected)
+
+
+@pytest.mark.parametrize("claimed", CLIPS)
+@pytest.mark.parametrize("done", CLIPS)
+def test_our_adamw_that_clips_otherwise_than_it_says_is_refused(claimed: str, done: str) -> None:
+    contender = dataclasses.replace(candidate(OUR_ADAMW, done), clip=claimed)
+    if done == claimed:
+        check(contender, CPU)
+    else:
+        with pytest.raises(WrongResult, match=f"clip {claimed}"):
+            check(contender, CPU)
+
+
+def test_our_adamw_moves_what_our_bertadam_moves_and_is_none() -> None:
+    for clip in CLIPS:
+        adamw = candidate(OUR_ADAMW, clip)
+        assert adamw.bytes_per_param == candidate(OURS, clip).bytes_per_param
+        with pytest.raises(WrongResult, match="float64"):
+            check(dataclasses.replace(adamw, bias_correction=False), CPU)
 
 
 def test_ours_counts_the_bytes_that_its_clipping_cannot_do_without() -> None:

@@ -11,9 +11,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 from bench_report import Row, ratio_column
-from contenders import CLIPS, OURS, contenders
+from contenders import CLIPS, OUR_ADAMW, OURS, Contender, contenders
 from criteria import CPU_THREADS, CRITERIA, Criterion, Results, verdicts
 from host_time import GROUP_COUNTS, HostRow
+from lamb_contenders import lamb_contenders
 from model_shapes import MODELS
 from storage import DTYPES
 
@@ -21,6 +22,8 @@ COPY_GBPS, N_PARAMS = 100.0, 10**6
 #: Time of ours over what its bytes take at the copy's speed, and of the others over ours.
 GOOD = {"per_tensor": 1.02, "global": 1.02, "none": 1.0}
 BAD = {"per_tensor": 2.5, "global": 1.5, "none": 1.1}
+#: Time of our AdamW over our BertAdam's.
+GOOD_ADAMW, BAD_ADAMW = 1.0, 1.1
 GOOD_PEER, BAD_PEER = 50.0, 0.9
 CASES = [(device, each) for device in CRITERIA for each in CRITERIA[device]]
 IDS = [f"{device}-{each.says}-{each.model}".replace(" ", "_") for device, each in CASES]
@@ -30,35 +33,47 @@ def results(device: str, excess: dict[str, float], peer: float) -> Results:
     """A run of all models and dtypes in which ours and the others take what is asked for."""
     rows = []
     for dtype in DTYPES:
-        candidates = [each for clip in CLIPS for each in contenders(clip, device, dtype)]
-        ours = {
-            (each.clip, each.storage.master): (
-                excess[each.clip] * N_PARAMS * each.bytes_per_param / COPY_GBPS / 1e3
-            )
-            for each in candidates
-            if each.name == OURS
-        }
-        for model in MODELS:
-            for each in candidates:
-                clip, master = each.clip, each.storage.master
-                time = ours[clip, master] if each.name == OURS else peer * min(ours.values())
-                rows.append(
-                    Row(
-                        *(model, 1, N_PARAMS, clip, each.name, each.bytes_per_param),
-                        dtype=dtype,
-                        master=master,
-                        median_us=time,
-                        wall_us=time,
-                        copy_gbps=COPY_GBPS,
-                        **{ratio_column(*key): own / time for key, own in ours.items()},
-                    )
-                )
+        for family in (contenders, lamb_contenders):
+            candidates = [each for clip in CLIPS for each in family(clip, device, dtype)]
+            rows += [row for model in MODELS for row in timed(candidates, model, excess, peer)]
     host, launches = (20.0, 1) if excess is GOOD else (100.0, 2)
     host_rows = [
         HostRow("bert-large", 398, n, "per_tensor", 200, host, host, host, launches)
         for n in GROUP_COUNTS
     ]
     return Results(rows, host_rows)
+
+
+def timed(
+    candidates: list[Contender], model: str, excess: dict[str, float], peer: float
+) -> list[Row]:
+    """Rows of one model; the others take `peer` times as long as the fastest of ours."""
+    ours = {
+        (each.clip, each.storage.master): (
+            excess[each.clip] * N_PARAMS * each.bytes_per_param / COPY_GBPS / 1e3
+        )
+        for each in candidates
+        if each.name == OURS
+    }
+    of_ours = {OURS: 1.0, OUR_ADAMW: GOOD_ADAMW if excess is GOOD else BAD_ADAMW}
+    rows = []
+    for each in candidates:
+        clip, master = each.clip, each.storage.master
+        is_ours = each.name in of_ours
+        time = of_ours[each.name] * ours[clip, master] if is_ours else peer * min(ours.values())
+        rows.append(
+            Row(
+                *(model, 1, N_PARAMS, clip, each.name, each.bytes_per_param),
+                dtype=each.storage.dtype,
+                master=master,
+                optimizer=each.optimizer,
+                median_us=time,
+                wall_us=time,
+                copy_gbps=COPY_GBPS,
+                **{ratio_column(*key): own / time for key, own in ours.items()},
+            )
+        )
+    return rows
 
 
 @pytest.mark.parametrize(("device", "criterion"), CASES, ids=IDS)
@@ -133,6 +148,10 @@ def test_models_that_were_not_timed_are_not_judged() -> None:
     lines = verdicts("cuda", 1, Results(bf16))
     assert len(lines) == 4
     assert {line.split(":")[0] for line in lines} == {"met           bert-large in bf16"}
+    lamb = [row for row in run.rows if (row.model, row.optimizer) == ("bert-large", "lamb")]
+    (line,) = verdicts("cuda", 1, Results(lamb))
+    assert line.startswith("met           bert-large with LAMB: ours, clip global: ")
+    assert "x as fast as apex FusedLAMB, clip global (device time, paired), wanted >= 1.5" in line
     assert len(verdicts("cuda", 1, run)) == len(CRITERIA["cuda"])
 
 

@@ -76,6 +76,8 @@ def test_an_optimizer_becomes_capturable() -> None:
     [
         ((), "--cuda-graph needs a GPU; found cpu"),
         (("--compare", "reference"), "--cuda-graph: not with --compare"),
+        (("--accumulate", "2"), "--cuda-graph is for one batch per step and one phase"),
+        (("--phase2-steps", "2"), "--cuda-graph is for one batch per step and one phase"),
     ],
 )
 def test_what_cannot_be_is_refused(

@@ -75,6 +75,16 @@ def test_cpu_is_chosen_where_torch_sees_no_gpu(monkeypatch: pytest.MonkeyPatch) 
     assert complete({}).device == "cpu"
 
 
+@pytest.mark.parametrize("optimizer", ["lamb", "nvlamb", "lars"])
+def test_layerwise_optimizer_clips_by_the_norm_over_all_at_an_lr_of_its_own(optimizer: str) -> None:
+    found, plain = complete({**CPU, "optimizer": optimizer}), complete(CPU)
+    assert found.clip == "global"
+    assert found.lr > plain.lr
+    given = {"optimizer": optimizer, "clip": "per_tensor", "lr": 0.25}
+    found = complete({**CPU, **given})
+    assert (found.clip, found.lr) == ("per_tensor", 0.25)
+
+
 def test_given_settings_go_before_the_preset_and_none_means_not_given() -> None:
     found = complete({**CPU, "size": "mini", "steps": 10, "lr": None, "schedule_args": None})
     assert (found.size, found.steps, found.eval_every) == ("mini", 10, 1)

@@ -99,11 +99,11 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"dtype": "bf16", "optimizer": "torch", "master_weights": "fp32"},
-        "are for --optimizer bertadam, not for torch",
+        "are for --optimizer bertadam, adamw, lamb, nvlamb, lars, not for torch",
     ),
     (
         {"dtype": "bf16", "optimizer": "reference", "stochastic_rounding": True},
-        "are for --optimizer bertadam, not for reference",
+        "are for --optimizer bertadam, adamw, lamb, nvlamb, lars, not for reference",
     ),
     ({"dtype": "bf16", "optimizer": "apex"}, "--dtype bf16 is not for --optimizer apex"),
     ({"dtype": "fp16", "optimizer": "torch"}, "torch keeps moments in fp16"),

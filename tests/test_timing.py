@@ -48,6 +48,19 @@ def test_wall_clock_counts_microseconds() -> None:
     assert 20_000 <= timing.wall_us(lambda: time.sleep(0.02)) < 5_000_000
 
 
+def test_what_comes_before_a_call_is_not_part_of_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events: list[str] = []
+    monkeypatch.setattr(timing.time, "perf_counter_ns", lambda: events.append("tick") or 0)
+    call = timing.Prepared(lambda: events.append("call"), lambda: events.append("before"))
+    timing.wall_us(call)
+    assert events == ["before", "tick", "call", "tick"]
+    events.clear()
+    timing.IdleTimes.of(call, n_calls=2, seconds=60.0)
+    assert events == ["before", "tick", "call", "tick", "tick"] * 2
+
+
 def test_copy_moves_every_byte_that_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(timing.COPY_BYTES, "cpu", 4 * 1001)
     threads = torch.get_num_threads()
