@@ -220,6 +220,7 @@ def test_gradients_of_another_layout_are_copied_at_every_replay() -> None:
 @modes
 @pytest.mark.parametrize("n_params", [50, 1000])
 def test_a_captured_step_is_one_kernel(settings: dict[str, Any], n_params: int) -> None:
+    """Whether groups and gradients fit its arguments, or not."""
     pair = Pair(sizes=(1000,) * n_params, **SCHEDULE, **settings)
     pair.warm_up()
     graph = pair.capture()

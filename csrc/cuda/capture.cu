@@ -1,4 +1,4 @@
-// Launches into a graph that is being captured: every table is in memory of the capture's own.
+// Launches into a graph that is being captured: every table is in the node's arguments, or in memory of its own.
 #include <vector>
 
 #include "cuda/kernel_launch.cuh"
@@ -25,16 +25,24 @@ int capture(const StepArgs& args, const StepTables& tables, const StepKind& kind
   RingShape shape;
   if (const int error = find_ring_shape(memory.device(), kernels, &shape)) return error;
 
-  GraphArgs graph_args{args, shape.n_slots};
+  GraphArgs graph_args;
+  graph_args.step = args;
+  graph_args.n_slots = shape.n_slots;
   const unsigned char* on_device = nullptr;
   const size_t rows_size = tables.rows.size() * sizeof(TensorRow);
   if (const int error = memory.add_copy(tables.rows.data(), rows_size, &on_device)) return error;
   graph_args.step.rows = reinterpret_cast<const TensorRow*>(on_device);
+  graph_args.step.groups = nullptr;
+  graph_args.step.grads = nullptr;
   const StepTable step_table(tables);
-  std::vector<unsigned char> on_host(step_table.size);
-  step_table.write(on_host.data());
-  if (const int error = memory.add_copy(on_host.data(), on_host.size(), &on_device)) return error;
-  step_table.point(graph_args.step, on_device);
+  if (step_table.size <= sizeof(graph_args.table)) {
+    step_table.write(graph_args.table);
+  } else {
+    std::vector<unsigned char> on_host(step_table.size);
+    step_table.write(on_host.data());
+    if (const int error = memory.add_copy(on_host.data(), on_host.size(), &on_device)) return error;
+    step_table.point(graph_args.step, on_device);
+  }
   return launch_kernel(kernels, graph_args, blocks_of(shape, args), ring_bytes(kernels, shape),
                        static_cast<cudaStream_t>(stream));
 }

@@ -14,27 +14,23 @@
 namespace bertadam::cuda {
 
 // `step.groups` and `step.grads` are null where they travel inline: groups first, then gradients.
-struct KernelArgs {
+template <size_t kTableBytes>
+struct ArgsWithTable {
   StepArgs step;
   uint32_t n_slots;
-  alignas(16) unsigned char table[kInlineBytes];
+  alignas(16) unsigned char table[kTableBytes];
 };
+struct KernelArgs : ArgsWithTable<kInlineBytes> {};
 static_assert(sizeof(KernelArgs) <= 32764, "the limit of kernel parameters");
 
-// The same for a node of a CUDA graph, with groups and gradients on the device. Drivers take kernels with more than 4
-// KB of arguments, graphs of them not always: adding such a node crashed with CUDA 12 (openxla/xla#19252), and torch's
-// multi_tensor_apply avoided them while a stream captures.
-struct GraphArgs {
-  StepArgs step;
-  uint32_t n_slots;
-};
-static_assert(sizeof(GraphArgs) <= 4096, "the limit of old kernel parameters");
+// Of a node of a CUDA graph. Drivers take kernels with more than 4 KB of arguments, graphs of them not always: adding
+// such a node crashed with CUDA 12 (openxla/xla#19252), and torch's multi_tensor_apply avoided them while a stream
+// captures.
+struct GraphArgs : ArgsWithTable<kGraphInlineBytes> {};
+static_assert(sizeof(GraphArgs) <= 4096, "the limit of kernel parameters before CUDA 12.1");
 
-__device__ __forceinline__ Tables tables_of(const GraphArgs& args) {
-  return {args.step, args.step.groups, args.step.grads};
-}
-
-__device__ __forceinline__ Tables tables_of(const KernelArgs& args) {
+template <size_t kTableBytes>
+__device__ __forceinline__ Tables tables_of(const ArgsWithTable<kTableBytes>& args) {
   const auto* const groups = args.step.groups ? args.step.groups : reinterpret_cast<const GroupScalars*>(args.table);
   const auto* const grads =
       args.step.grads ? args.step.grads : reinterpret_cast<const void* const*>(groups + args.step.n_groups);

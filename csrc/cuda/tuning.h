@@ -48,5 +48,6 @@ constexpr long long kPatienceCycles = 200'000;
 // 12.1 on sm_70 and later), through a staging buffer beyond it. A launch takes the host 8.0 us with 32 KB, 4.9 with
 // 0.5.
 constexpr int kInlineBytes = 32 * 1024 - 512;
+constexpr int kGraphInlineBytes = 4 * 1024 - 512;  // in a node of a CUDA graph
 
 }  // namespace bertadam::cuda
