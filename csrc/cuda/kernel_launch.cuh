@@ -31,7 +31,20 @@ inline Instance adam(uint32_t types) {
 }
 
 inline Instance lamb(uint32_t types) {
-  return types == types_code(StorageKind::kFloat32, DType::kFloat32) ? lamb_float32() : lamb_any();
+  switch (types) {
+    case types_code(StorageKind::kFloat32, DType::kFloat32):
+      return lamb_float32();
+    case types_code(StorageKind::kBFloat16Master, DType::kBFloat16):
+      return lamb_bfloat16_master();
+    case types_code(StorageKind::kFloat16Master, DType::kFloat16):
+      return lamb_float16_master();
+    default:
+      return lamb_any();
+  }
+}
+
+inline Instance lars(uint32_t types) {
+  return types == types_code(StorageKind::kFloat32, DType::kFloat32) ? lars_float32() : lars_any();
 }
 
 inline Instance instance_of(RuleId rule, uint32_t types) {
@@ -45,7 +58,7 @@ inline Instance instance_of(RuleId rule, uint32_t types) {
     case RuleId::kLars:
       break;
   }
-  return lars_any();
+  return lars(types);
 }
 
 // Kernels that are launched with the same arguments, for some types.

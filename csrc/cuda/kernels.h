@@ -32,7 +32,11 @@ Instance adam_any();
 Instance amsgrad_any();
 
 Instance lamb_float32();
+Instance lamb_bfloat16_master();
+Instance lamb_float16_master();
 Instance lamb_any();
+
+Instance lars_float32();
 Instance lars_any();
 
 }  // namespace bertadam::cuda
