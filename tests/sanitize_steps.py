@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib
 import os
 import shutil
 import subprocess
@@ -27,12 +28,19 @@ OURS = ("--kernel-name", "kns=_ZN8bertadam4cuda")
 FILTERS = {"memcheck": (), "racecheck": OURS, "initcheck": (), "synccheck": OURS}
 TOO_LONG = 550  # seconds for one tool
 
-MODES: dict[str, dict[str, Any]] = {
-    "per tensor": {},
-    "global": {"clip": "global"},
-    "no clip": {"max_grad_norm": 0.0, "on_nonfinite": "propagate"},
-    "no clip, skip": {"max_grad_norm": 0.0, "on_nonfinite": "skip"},
-    "null steps": {"lr": 0.0},
+# Optimizers by the module and the class of the tests' twins, and their settings.
+BERTADAM, ADAM = ("backends", "Twin"), ("adam_cases", "AdamTwin")
+LAMB, LARS = ("layerwise_cases", "LambTwin"), ("layerwise_cases", "LarsTwin")
+MODES: dict[str, tuple[tuple[str, str], dict[str, Any]]] = {
+    "per tensor": (BERTADAM, {}),
+    "global": (BERTADAM, {"clip": "global"}),
+    "no clip": (BERTADAM, {"max_grad_norm": 0.0, "on_nonfinite": "propagate"}),
+    "no clip, skip": (BERTADAM, {"max_grad_norm": 0.0, "on_nonfinite": "skip"}),
+    "null steps": (BERTADAM, {"lr": 0.0}),
+    "AMSGrad": (ADAM, {"amsgrad": True, "max_grad_norm": 1.0, "clip": "per_tensor"}),
+    "LAMB": (LAMB, {}),
+    "LAMB, no clip": (LAMB, {"max_grad_norm": 0.0}),
+    "LARS": (LARS, {}),
 }
 # Blocks and retained draws. One block has fewer slots than the largest tensor has chunks, so that
 # the last shape postpones updates.
@@ -43,7 +51,7 @@ SIZES = (0, 1, 3, 33, 1023, 1025, 4096, 4099, 90_001)
 def take_steps() -> None:
     """Two steps in every mode and shape, compared with the CPU's."""
     import torch
-    from backends import Twin, odd_grads, same
+    from backends import odd_grads, same
     from torch import nn
 
     torch.manual_seed(0)
@@ -51,8 +59,11 @@ def take_steps() -> None:
         nn.Parameter(torch.randn(n + 4)[i % 4 : i % 4 + n]) for i, n in enumerate([*SIZES, *SIZES])
     ]
 
-    def bits(device: str, settings: dict[str, Any], shape: tuple[int, int]) -> list[torch.Tensor]:
-        twin = Twin(copy.deepcopy(params), device, **settings)
+    def bits(device: str, mode: str, shape: tuple[int, int]) -> list[torch.Tensor]:
+        (module, kind), settings = MODES[mode]
+        twin = getattr(importlib.import_module(module), kind)(
+            copy.deepcopy(params), device, **settings
+        )
         for group in twin.opt.param_groups:
             group.update(settings)  # also what the groups of a twin have of their own
         for plan in twin.opt._plans:
@@ -61,11 +72,11 @@ def take_steps() -> None:
             twin.step(odd_grads(params, step))
         return twin.bits()
 
-    for name, settings in MODES.items():
-        expected = bits("cpu", settings, (0, -1))
+    for mode in MODES:
+        expected = bits("cpu", mode, (0, -1))
         for shape in SHAPES:
-            if not same(bits("cuda", settings, shape), expected):
-                sys.exit(f"{name}, {shape}: not the bits of the CPU")
+            if not same(bits("cuda", mode, shape), expected):
+                sys.exit(f"{mode}, {shape}: not the bits of the CPU")
 
 
 def find(name: str) -> str | None:
