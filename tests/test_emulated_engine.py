@@ -117,6 +117,7 @@ MUTATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_wrong_engine_is_found_out(
     mutation: str, cpu_backend: list[Path], tmp_path: Path
