@@ -99,7 +99,8 @@ inline int find_ring_shape(int device, const Kernels& kernels, RingShape* shape)
   cudaFuncAttributes attributes;
   BERTADAM_RETURN_IF_ERROR(cudaFuncGetAttributes(&attributes, kernels.step));
   const size_t available = static_cast<size_t>(shared_bytes) - attributes.sharedSizeBytes;
-  const auto n_slots = static_cast<uint32_t>(available / RingMemory::slot_bytes(kernels.grad_bytes));
+  const auto n_slots =
+      std::min(kMostSlots, static_cast<uint32_t>(available / RingMemory::slot_bytes(kernels.grad_bytes)));
   *shape = {multiprocessors, n_slots, n_slots > kernels.n_passing ? n_slots - kernels.n_passing : 1};
   if (n_slots < kNormWarps) return static_cast<int>(cudaErrorInvalidConfiguration);  // each has one
   BERTADAM_RETURN_IF_ERROR(cudaFuncSetAttribute(kernels.step, cudaFuncAttributeMaxDynamicSharedMemorySize,

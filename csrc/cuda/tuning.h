@@ -42,6 +42,12 @@ constexpr int kSlotsInPassage = 2;
 // 4; where only 6 draws of each block are kept, the matrices of 4 M elements do not fit: 4271.
 constexpr int kSlotsInSurvey = 5;
 
+// Shared memory is what L1 does not get, and loads in flight need room in L1. 16-bit gradients leave room for 25 slots.
+// BERT-large in bfloat16 with remainders, clipped per tensor, takes 3245 us with 25, 3022 with 20, 2993 with 13, 2997
+// with 11, and 3055 with 10, which keep too little of its matrices (with masters 3350, 3250, 3216, 3234, 3308). Float
+// gradients have room for 13 slots and are best with them: 3234 us, 3262 with 11.
+constexpr uint32_t kMostSlots = 14;
+
 // How long a block whose ring is full waits for the coefficient of its oldest draw before it helps with norms. With a
 // tenth of it, blocks helped that only had to wait, and a step took twice as long.
 constexpr long long kPatienceCycles = 200'000;
