@@ -45,6 +45,10 @@ class Barrier {
 #endif
   }
 
+  // Waits for a phase that is over, for compute-sanitizer's synccheck: an arrival after a phase that nobody has waited
+  // for is a fault to it.
+  __device__ void see(uint32_t parity) { wait(parity); }
+
 #if __CUDA_ARCH__ >= 900
   // Copies `bytes`, a multiple of 16 at aligned addresses; the present phase waits for them. L2 keeps the lines.
   __device__ void copy_bulk(void* target, const void* source, uint32_t bytes, uint64_t policy) {

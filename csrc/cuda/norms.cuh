@@ -111,11 +111,11 @@ class DrawNorms {
 
   // Passes the slot on as soon as it is read.
   template <class Pass>
-  __device__ __forceinline__ void take(uint32_t slot, Pass pass) {
-    const Draw& draw = block_.ring.draws[slot];
+  __device__ __forceinline__ void take(const Cursor& at, Pass pass) {
+    const Draw& draw = block_.ring.draws[at.slot];
     const Part part = lane_id() < kLeaves ? draw.parts[lane_id()] : Part{};
-    const double sum = sums_of(slot, draw);
-    pass(slot);
+    const double sum = sums_of(at.slot, draw);
+    pass(at);
     trees_.add(part, sum, scratch_);
   }
 
@@ -150,9 +150,9 @@ __device__ __forceinline__ Cursor sum_leading_norms(const Block& block, int whic
     block.ring.full[here.slot].wait(here.parity);
     if (block.ring.draws[here.slot].kinds != kNorm) return here;
     if (turn == which) {
-      norms.take(here.slot, pass);
+      norms.take(here, pass);
     } else {
-      pass(here.slot);
+      pass(here);
     }
     here.advance(1, block.n_slots);
   }
@@ -163,21 +163,17 @@ __device__ __forceinline__ Cursor sum_leading_norms(const Block& block, int whic
 template <class Types>
 __device__ __forceinline__ void run_norm_warp(const Block& block, int which, double* scratch) {
   DrawNorms<Types> norms(block, scratch);
-  uint32_t parity = 0;
-  for (uint32_t slot = which;;) {
-    block.ring.full[slot].wait(parity);
-    const uint32_t kinds = block.ring.draws[slot].kinds;
+  for (Cursor here{static_cast<uint32_t>(which)};;) {
+    block.ring.full[here.slot].wait(here.parity);
+    const uint32_t kinds = block.ring.draws[here.slot].kinds;
     if (kinds == 0) return;
     if (kinds == (kNorm | kUpdate)) {
-      norms.take(slot, [&](uint32_t read) { block.ring.release(read); });
+      norms.take(here, [&](const Cursor& at) { block.ring.release(at.slot); });
     } else {
-      block.ring.release(slot);
+      block.ring.release(here.slot);
     }
-    slot += kNormWarps;
-    if (slot >= block.n_slots) {
-      slot = which;
-      parity ^= 1u;
-    }
+    here.slot += kNormWarps;
+    if (here.slot >= block.n_slots) here = {static_cast<uint32_t>(which), here.parity ^ 1u};
   }
 }
 

@@ -126,7 +126,10 @@ class Producer {
     if (fills && index == 0) ring.full[slot].arrive();
     if (part.has_grad && item.kinds() != kNorm) draw.scalars[index] = tables_.scalars_of(part);
     __syncwarp();
-    if (fills && index == 0) ring.ready[slot].arrive();
+    if (fills && index == 0) {
+      ring.ready[slot].see(cursor.parity ^ 1u);
+      ring.ready[slot].arrive();
+    }
     next_.advance(n, block_.n_slots);
   }
 

@@ -20,24 +20,25 @@ class SurveyWarp {
       : block_(block), args_(block.tables.args), which_(which), leaf_(which % kItemsPerDraw) {}
 
   __device__ void run(double* scratch) {
-    here_ = sum_leading_norms<Types>(block_, which_, kUpdateWarps, scratch, [this](uint32_t slot) { pass(slot); });
+    here_ = sum_leading_norms<Types>(block_, which_, kUpdateWarps, scratch, [this](const Cursor& at) { pass(at); });
     for (bool turn = which_ < kItemsPerDraw;; turn = !turn) {
       block_.ring.full[here_.slot].wait(here_.parity);
       const Draw& draw = block_.ring.draws[here_.slot];
       if (draw.kinds == 0) return;
       if (turn && draw.parts[leaf_].has_grad) work(draw);
-      pass(here_.slot);
+      pass(here_);
       here_.advance(1, block_.n_slots);
     }
   }
 
  private:
   // Every warp passes every slot, so that it misses no phase of a barrier.
-  __device__ void pass(uint32_t slot) const {
+  __device__ void pass(const Cursor& at) const {
     __syncwarp();
     if (lane_id() == 0) {
-      block_.ring.surveyed[slot].arrive();
-      block_.ring.empty[slot].arrive();
+      block_.ring.surveyed[at.slot].see(at.parity ^ 1u);
+      block_.ring.surveyed[at.slot].arrive();
+      block_.ring.empty[at.slot].arrive();
     }
   }
 

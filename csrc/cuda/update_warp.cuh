@@ -15,7 +15,7 @@ class UpdateWarp {
 
   __device__ void run(double* scratch) {
     here_.cursor = sum_leading_norms<Types>(block_, which_, kUpdateWarps, scratch,
-                                            [this](uint32_t slot) { block_.ring.release(slot); });
+                                            [this](const Cursor& at) { block_.ring.release(at.slot); });
     ahead_ = here_;
     Ahead a, b;
     bool more = load(a);

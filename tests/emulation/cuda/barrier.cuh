@@ -22,6 +22,10 @@ class Barrier {
     return (phase_ & 1u) != parity;
   }
 
+  void see(uint32_t parity) {
+    if ((phase_ & 1u) == parity) emulation::Block::fail("a phase of a barrier was to be over and is not");
+  }
+
   void wait(uint32_t parity) {
     while (!is_over(parity)) {
     }
