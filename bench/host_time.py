@@ -1,6 +1,7 @@
-"""How long step() keeps the host, for our optimizer: BERT-large's tensors in 2 and in 50 groups.
+"""How long a step keeps the host, for our optimizer and BERT-large's tensors.
 
-Every call begins on an idle queue, so none waits for the one before.
+step() with 2 and with 50 groups, and on a GPU the replay of a CUDA graph of it. Every call begins
+on an idle queue, so none waits for the one before.
 """
 
 from __future__ import annotations
@@ -15,19 +16,20 @@ from contender_steps import LR, MAX_GRAD_NORM, Groups
 from contenders import WEIGHT_DECAY
 from measurement import make_groups
 from model_shapes import MODELS
-from timing import IdleTimes, count_launches
+from timing import Call, IdleTimes, count_launches
 
 from bertadam_cuda import BertAdam
 
 MODEL = "bert-large"
 GROUP_COUNTS = (2, 50)
+STEP, REPLAY = "step()", "graph replay"
 _N_CALLS = 400
 _WARM_UPS = 20
 
 
 @dataclass(frozen=True)
 class HostRow:
-    """One number of groups; `launches` counts kernels, copies and fills."""
+    """One number of groups and way to step; `launches` counts kernels, copies and fills."""
 
     model: str
     n_tensors: int
@@ -38,6 +40,7 @@ class HostRow:
     p20_us: float
     p80_us: float
     launches: int | None
+    call: str = STEP
 
 
 def regroup(groups: Groups, n_groups: int) -> Groups:
@@ -56,31 +59,44 @@ def host_times(device: torch.device, model: str = MODEL, n_calls: int = _N_CALLS
     for n_groups in GROUP_COUNTS:
         regrouped = regroup(groups, n_groups)
         step = BertAdam(regrouped, lr=LR, max_grad_norm=MAX_GRAD_NORM).step
-        IdleTimes.of(step, _WARM_UPS)
-        host = IdleTimes.of(step, n_calls, seconds=10.0).host
-        rows.append(
-            HostRow(
-                model,
-                sum(len(group["params"]) for group in regrouped),
-                n_groups,
-                "per_tensor",
-                n_calls,
-                host.median,
-                host.p20,
-                host.p80,
-                sum(count_launches(step)) if device.type == "cuda" else None,
-            )
-        )
+        rows.append(_row(model, regrouped, step, STEP, n_calls))
+    if device.type == "cuda":
+        regrouped = regroup(groups, GROUP_COUNTS[0])
+        lr = torch.tensor(LR, device=device)
+        optimizer = BertAdam(regrouped, lr=lr, max_grad_norm=MAX_GRAD_NORM, capturable=True)
+        optimizer.step()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            optimizer.step()
+        rows.append(_row(model, regrouped, graph.replay, REPLAY, n_calls))
     return rows
+
+
+def _row(model: str, groups: Groups, call: Call, name: str, n_calls: int) -> HostRow:
+    IdleTimes.of(call, _WARM_UPS)
+    host = IdleTimes.of(call, n_calls, seconds=10.0).host
+    return HostRow(
+        model,
+        sum(len(group["params"]) for group in groups),
+        len(groups),
+        "per_tensor",
+        n_calls,
+        host.median,
+        host.p20,
+        host.p80,
+        sum(count_launches(call)) if groups[0]["params"][0].is_cuda else None,
+        name,
+    )
 
 
 def host_table(rows: Sequence[HostRow]) -> str:
     """Return one line per number of groups."""
     return "\n".join(
-        [f"host time of step(), {rows[0].model}, {rows[0].n_tensors} tensors, idle queue:"]
+        [f"host time of a step, {rows[0].model}, {rows[0].n_tensors} tensors, idle queue:"]
         + [
-            f"  {row.n_groups:>2} groups: median {row.median_us:.1f} us, p20 {row.p20_us:.1f}, "
-            f"p80 {row.p80_us:.1f}, {row.n_calls} calls, {row.launches} launch(es)"
+            f"  {row.call}, {row.n_groups:>2} groups: median {row.median_us:.1f} us, "
+            f"p20 {row.p20_us:.1f}, p80 {row.p80_us:.1f}, {row.n_calls} calls, "
+            f"{row.launches} launch(es)"
             for row in rows
         ]
     )

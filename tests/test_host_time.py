@@ -38,7 +38,7 @@ def test_rows_say_what_was_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert all(0 < row.p20_us <= row.median_us <= row.p80_us for row in rows)
     text = host_time.host_table(rows)
     assert "bert-toy, 30 tensors" in text
-    assert " 5 groups: median" in text
+    assert "step(),  5 groups: median" in text
     host_time.write_host_csv(tmp_path / "h.csv", rows, Circumstances.here(CPU, "abc"))
     with (tmp_path / "h.csv").open(newline="") as stream:
         lines = list(csv.DictReader(stream))
@@ -47,7 +47,14 @@ def test_rows_say_what_was_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 @pytest.mark.gpu
-def test_step_is_one_launch_in_any_number_of_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_and_its_replay_are_one_launch_in_any_number_of_groups(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(host_time, "GROUP_COUNTS", (2, 5))
     rows = host_time.host_times(torch.device("cuda"), "bert-toy", n_calls=20)
-    assert [row.launches for row in rows] == [1, 1]
+    assert [(row.call, row.n_groups) for row in rows] == [
+        (host_time.STEP, 2),
+        (host_time.STEP, 5),
+        (host_time.REPLAY, 2),
+    ]
+    assert [row.launches for row in rows] == [1, 1, 1]
