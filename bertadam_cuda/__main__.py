@@ -1,9 +1,10 @@
 """Print what is installed and try it: `python -m bertadam_cuda`.
 
-Versions, how the binary was built, which visible GPUs it covers, and a real BertAdam step on the
-CPU and on each of them against the float64 rule. The exit code is 1 if anything is wrong. It must
-work when the binary is missing or broken, for that is when it is needed: whatever touches the
-binary runs in a child process, because a damaged one can kill the process that opens it.
+Versions, how the binary was built, and which visible GPUs it covers; a real BertAdam step on the CPU
+and on each of them against the float64 rule, and steps of every rule on each against the CPU's. The
+exit code is 1 if anything is wrong. It must work when the binary is missing or broken, for that is
+when it is needed: whatever touches the binary runs in a child process, because a damaged one can
+kill the process that opens it.
 """
 
 from __future__ import annotations
@@ -13,18 +14,16 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from . import _ext, reference
+from . import _ext
+from ._self_test import bits_fault, step_fault
 from ._version import __version__
 
-_LR, _MAX_GRAD_NORM = 0.01, 0.5
-_SHAPES: tuple[tuple[int, ...], ...] = ((), (0,), (3, 5), (1023,), (3, 1025), (5, 7, 11))
 _CHILD = "--try-binary"
 
 
@@ -90,7 +89,7 @@ def _binary_rows() -> Iterator[_Row]:
     yield _Row("dtypes", _described(binary.type_rows))
     if binary.with_cuda:
         yield _runtime_row(binary.cuda_info())
-    yield _self_test(torch.device("cpu"))
+    yield from _self_tests(torch.device("cpu"))
     for index in range(torch.cuda.device_count()):
         yield from _gpu_rows(index, archs)
 
@@ -128,7 +127,7 @@ def _gpu_rows(index: int, archs: list[str]) -> Iterator[_Row]:
         yield _Row(f"cuda:{index}", f"{described} is not covered by the build; {remedy}", ok=False)
         return
     yield _Row(f"cuda:{index}", f"{described}, covered by {how}")
-    yield _self_test(torch.device("cuda", index))
+    yield from _self_tests(torch.device("cuda", index))
 
 
 def coverage(major: int, minor: int, archs: list[str]) -> str | None:
@@ -160,68 +159,20 @@ def _kernel_driver() -> str:
     return f"NVIDIA {found[0] if found else text.splitlines()[0]}"
 
 
-def _self_test(device: torch.device) -> _Row:
+def _self_tests(device: torch.device) -> Iterator[_Row]:
+    yield _self_test(f"step on {device}", step_fault, device, "agrees with the float64 rule")
+    if device.type == "cuda":
+        yield _self_test(f"bits on {device}", bits_fault, device, "are the CPU's, for every rule")
+
+
+def _self_test(
+    name: str, find_fault: Callable[[torch.device], str | None], device: torch.device, sound: str
+) -> _Row:
     try:
-        fault = step_fault(device)
+        fault = find_fault(device)
     except Exception as error:  # whatever goes wrong belongs into the report
         fault = f"{type(error).__name__}: {error}"
-    return _Row(f"step on {device}", fault or "agrees with the float64 rule", ok=fault is None)
-
-
-def step_fault(device: torch.device, *, n_steps: int = 3) -> str | None:
-    """Take BertAdam steps on `device`; return how they differ from the float64 rule, or None.
-
-    m and v must agree within 1e-6 of the largest element; (p_new - p_old)/lr within 1e-5 of the
-    largest update and one ulp of p over lr. Comparing p alone would pass a step that does nothing.
-    """
-    from .bert_adam import BertAdam
-
-    generator = torch.Generator().manual_seed(0)
-
-    def random(shape: tuple[int, ...]) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device)
-
-    params = [random(shape).requires_grad_() for shape in _SHAPES]
-    optimizer = BertAdam(params, lr=_LR, max_grad_norm=_MAX_GRAD_NORM)
-    moments = [(torch.zeros_like(p).double(), torch.zeros_like(p).double()) for p in params]
-    for step in range(n_steps):
-        old = [param.detach().clone() for param in params]
-        for param, shape in zip(params, _SHAPES, strict=True):
-            param.grad = random(shape)
-        optimizer.step()
-        for i, param in enumerate(params):
-            assert param.grad is not None
-            norm = reference.gradient_norm(param.grad)
-            expected = reference.bert_adam_step(
-                old[i],
-                param.grad,
-                *moments[i],
-                lr=_LR,
-                clip_coef=reference.clip_coefficient(norm, _MAX_GRAD_NORM),
-            )
-            moments[i] = (expected.exp_avg, expected.exp_avg_sq)
-            update = (old[i].double() - param.detach().double()) / _LR
-            ulp = param.detach().double().abs() * 2.0**-23 / _LR
-            checks = (
-                ("exp_avg", optimizer.state[param]["exp_avg"], expected.exp_avg, 1e-6, 0.0),
-                (
-                    "exp_avg_sq",
-                    optimizer.state[param]["exp_avg_sq"],
-                    expected.exp_avg_sq,
-                    1e-6,
-                    0.0,
-                ),
-                ("the update", update, expected.update, 1e-5, ulp),
-            )
-            for name, found, wanted, relative, absolute in checks:
-                error = (found.double() - wanted).abs() - absolute
-                limit = relative * float(wanted.abs().max()) if wanted.numel() else 0.0
-                if not bool((error <= limit).all()):
-                    return (
-                        f"step {step}, params[{i}] of shape {tuple(param.shape)}: {name} is off by "
-                        f"{float(error.max()):.3g}, expected at most {limit:.3g}"
-                    )
-    return None
+    return _Row(name, fault or sound, ok=fault is None)
 
 
 if __name__ == "__main__":

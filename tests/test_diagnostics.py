@@ -14,7 +14,8 @@ import torch
 
 import bertadam_cuda
 from bertadam_cuda import _ext
-from bertadam_cuda.__main__ import coverage, step_fault
+from bertadam_cuda.__main__ import coverage
+from bertadam_cuda._self_test import bits_fault, step_fault
 
 PACKAGE = Path(bertadam_cuda.__file__).parent
 
@@ -165,3 +166,25 @@ def test_self_test_notices_a_wrong_step(monkeypatch: pytest.MonkeyPatch, sabotag
 def test_self_test_passes_on_every_gpu() -> None:
     for index in range(torch.cuda.device_count()):
         assert step_fault(torch.device("cuda", index)) is None
+        assert bits_fault(torch.device("cuda", index)) is None
+
+
+@pytest.mark.parametrize("rule", ["BertAdam", "Adam", "LAMB", "LARS"])
+def test_self_test_notices_bits_that_differ(monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
+    """The first of a pair of runs has the last bit of one parameter wrong."""
+    assert bits_fault(torch.device("cpu")) is None
+    kind = getattr(bertadam_cuda, rule)
+    true_step, seen = kind.step, []
+
+    def wrong_step(self: torch.optim.Optimizer) -> None:
+        true_step(self)
+        seen.append(self)
+        if all(other is self for other in seen):
+            params = self.param_groups[0]["params"]
+            params[-1].data.view(-1)[-1].view(torch.int32).add_(1)
+
+    monkeypatch.setattr(kind, "step", wrong_step)
+    fault = bits_fault(torch.device("cpu"))
+    assert fault is not None
+    assert fault.startswith(rule)
+    assert "params[5]" in fault

@@ -118,7 +118,7 @@ def binary_faults(path: str, text: str) -> list[str]:
 def upward_faults(path: str, text: str) -> list[str]:
     """Below the classes nothing imports them; the oracle and the schedules import no optimizer."""
     module = Path(path).stem
-    if not path.startswith("bertadam_cuda/") or module in {"__init__", "__main__"}:
+    if not path.startswith("bertadam_cuda/") or module in {"__init__", "__main__", "_self_test"}:
         return []
     forbidden = set() if module in CLASSES else set(CLASSES)
     if module in PURE:
