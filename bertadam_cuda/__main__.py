@@ -1,9 +1,9 @@
 """Print what is installed and try it: `python -m bertadam_cuda`.
 
-Versions, how the binary was built, and which visible GPUs it covers; a real BertAdam step on the CPU
-and on each of them against the float64 rule, and steps of every rule on each against the CPU's. The
-exit code is 1 if anything is wrong. It must work when the binary is missing or broken, for that is
-when it is needed: whatever touches the binary runs in a child process, because a damaged one can
+Versions, how the binary was built, and which visible GPUs it covers; a real BertAdam step on the
+CPU and on each of them against the float64 rule, and steps of every rule on each against the CPU's.
+The exit code is 1 if anything is wrong. It must work when the binary is missing or broken, for that
+is when it is needed: whatever touches the binary runs in a child process, because a damaged one can
 kill the process that opens it.
 """
 

@@ -2,7 +2,8 @@
 
     python tests/sanitize_steps.py [TOOL ...]
 
-Exit status: 0 clean, 1 faults found, 2 compute-sanitizer is missing or does not work here. With
+Exit status: 0 clean, 1 faults found, 2 compute-sanitizer is missing or does not work here. A tool
+that finds faults where there are none, in faulty_kernels.cu, is told of and passed over. With
 BERTADAM_CUDA_LINEINFO=1 in the build its reports name source lines.
 """
 
@@ -117,6 +118,11 @@ def check(tools: list[str], sanitizer: str, faulty: str) -> int:
         code, output = run([*command, faulty, tool])
         if code != 1 or "SUMMARY" not in output:
             return give_up(f"{tool} does not notice a fault, so it does not work here:", output)
+        code, output = run([*command, faulty, "handover"])
+        if code:
+            # Racecheck: one lane arrives for a warp, and it takes what the others wrote for a race.
+            print(f"sanitize: {tool}: cannot judge, it finds faults in a kernel that has none")
+            continue
         start = time.monotonic()
         code, output = run([*command, sys.executable, str(Path(__file__)), "--steps"])
         if code:
