@@ -8,7 +8,7 @@ namespace bertadam::cuda {
 int prepare_capture(int device, RuleId rule, uint32_t types) {
   const DeviceScope scope(device);
   BERTADAM_RETURN_IF_ERROR(scope.error());
-  const Kernels kernels = graph_kernels(rule, types);
+  const Kernels kernels = kernels_with<SmallArgs>(rule, types);
   if (kernels.update != nullptr) {
     cudaFuncAttributes attributes;
     BERTADAM_RETURN_IF_ERROR(cudaFuncGetAttributes(&attributes, kernels.update));
@@ -17,34 +17,28 @@ int prepare_capture(int device, RuleId rule, uint32_t types) {
   return find_ring_shape(device, kernels, &shape);
 }
 
-int capture(const StepArgs& args, const StepTables& tables, const StepKind& kind, void* stream,
-            CapturedMemory& memory) {
+int capture(StepArgs args, const StepTables& tables, const StepKind& kind, void* stream, CapturedMemory& memory) {
   const DeviceScope scope(memory.device());
   BERTADAM_RETURN_IF_ERROR(scope.error());
-  const Kernels kernels = graph_kernels(kind.rule, kind.types);
+  const Kernels kernels = kernels_with<SmallArgs>(kind.rule, kind.types);
   RingShape shape;
   if (const int error = find_ring_shape(memory.device(), kernels, &shape)) return error;
 
-  GraphArgs graph_args;
-  graph_args.step = args;
-  graph_args.n_slots = shape.n_slots;
   const unsigned char* on_device = nullptr;
   const size_t rows_size = tables.rows.size() * sizeof(TensorRow);
   if (const int error = memory.add_copy(tables.rows.data(), rows_size, &on_device)) return error;
-  graph_args.step.rows = reinterpret_cast<const TensorRow*>(on_device);
-  graph_args.step.groups = nullptr;
-  graph_args.step.grads = nullptr;
+  args.rows = reinterpret_cast<const TensorRow*>(on_device);
+  args.groups = nullptr;
+  args.grads = nullptr;
   const StepTable step_table(tables);
-  if (step_table.size <= sizeof(graph_args.table)) {
-    step_table.write(graph_args.table);
-  } else {
+  if (step_table.size > kSmallTableBytes) {
     std::vector<unsigned char> on_host(step_table.size);
     step_table.write(on_host.data());
     if (const int error = memory.add_copy(on_host.data(), on_host.size(), &on_device)) return error;
-    step_table.point(graph_args.step, on_device);
+    step_table.point(args, on_device);
   }
-  return launch_kernel(kernels, graph_args, blocks_of(shape, args), ring_bytes(kernels, shape),
-                       static_cast<cudaStream_t>(stream));
+  return launch_step<SmallArgs>(kernels, shape, args, step_table, blocks_of(shape, args),
+                                static_cast<cudaStream_t>(stream));
 }
 
 }  // namespace bertadam::cuda

@@ -20,14 +20,14 @@ struct ArgsWithTable {
   uint32_t n_slots;
   alignas(16) unsigned char table[kTableBytes];
 };
-struct KernelArgs : ArgsWithTable<kInlineBytes> {};
-static_assert(sizeof(KernelArgs) <= 32764, "the limit of kernel parameters");
+struct LargeArgs : ArgsWithTable<kLargeTableBytes> {};
+static_assert(sizeof(LargeArgs) <= 32764, "the limit of kernel parameters");
 
-// Of a node of a CUDA graph. Drivers take kernels with more than 4 KB of arguments, graphs of them not always: adding
-// such a node crashed with CUDA 12 (openxla/xla#19252), and torch's multi_tensor_apply avoided them while a stream
-// captures.
-struct GraphArgs : ArgsWithTable<kGraphInlineBytes> {};
-static_assert(sizeof(GraphArgs) <= 4096, "the limit of kernel parameters before CUDA 12.1");
+// Also of every node of a CUDA graph. Drivers take kernels with more than 4 KB of arguments, graphs of them not always:
+// adding such a node crashed with CUDA 12 (openxla/xla#19252), and torch's multi_tensor_apply avoided them while a
+// stream captures.
+struct SmallArgs : ArgsWithTable<kSmallTableBytes> {};
+static_assert(sizeof(SmallArgs) <= 4096, "the limit of kernel parameters before CUDA 12.1");
 
 template <size_t kTableBytes>
 __device__ __forceinline__ Tables tables_of(const ArgsWithTable<kTableBytes>& args) {
@@ -83,7 +83,7 @@ __device__ __forceinline__ void end_block(const Block& block) {
   if (is_last) finish_step(block.tables, block.epoch);
 }
 
-template <class Rule, class Types, class Args = KernelArgs>
+template <class Rule, class Types, class Args>
 __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant__ Args args) {
   extern __shared__ __align__(128) unsigned char memory[];
   __shared__ double scratch[kThreads / 32][kLeaves];
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
 }
 
 // A block for each draw of a list without norms.
-template <class Rule, class Types, class Args = KernelArgs>
+template <class Rule, class Types, class Args>
 __global__ void __launch_bounds__(kPlainThreads<Rule>) update_kernel(const __grid_constant__ Args args) {
   __shared__ bool is_last;
   const Tables tables = tables_of(args);
@@ -139,10 +139,8 @@ __global__ void __launch_bounds__(kPlainThreads<Rule>) update_kernel(const __gri
 
 template <class Rule, class Types>
 Instance instance() {
-  return {step_kernel<Rule, Types>,
-          update_kernel<Rule, Types>,
-          step_kernel<Rule, Types, GraphArgs>,
-          update_kernel<Rule, Types, GraphArgs>,
+  return {{step_kernel<Rule, Types, SmallArgs>, update_kernel<Rule, Types, SmallArgs>},
+          {step_kernel<Rule, Types, LargeArgs>, update_kernel<Rule, Types, LargeArgs>},
           kPlainThreads<Rule>,
           Types::kMostGradBytes};
 }

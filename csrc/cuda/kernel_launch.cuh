@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "cuda/engine.cuh"
 #include "cuda/kernels.h"
@@ -74,16 +75,18 @@ inline uint32_t passing_slots(RuleId rule) {
   return rule_info(rule).has_trust_ratio ? kSlotsInSurvey : kSlotsInPassage;
 }
 
-inline Kernels eager_kernels(RuleId rule, uint32_t types) {
+template <class Args>
+Kernels kernels_with(RuleId rule, uint32_t types) {
   const Instance instance = instance_of(rule, types);
-  return {reinterpret_cast<const void*>(instance.step), reinterpret_cast<const void*>(instance.update),
-          instance.update_threads, instance.grad_bytes, passing_slots(rule)};
-}
-
-inline Kernels graph_kernels(RuleId rule, uint32_t types) {
-  const Instance instance = instance_of(rule, types);
-  return {reinterpret_cast<const void*>(instance.graph_step), reinterpret_cast<const void*>(instance.graph_update),
-          instance.update_threads, instance.grad_bytes, passing_slots(rule)};
+  const auto of = [&](const auto& pair) {
+    return Kernels{reinterpret_cast<const void*>(pair.step), reinterpret_cast<const void*>(pair.update),
+                   instance.update_threads, instance.grad_bytes, passing_slots(rule)};
+  };
+  if constexpr (std::is_same_v<Args, SmallArgs>) {
+    return of(instance.small);
+  } else {
+    return of(instance.large);
+  }
 }
 
 inline size_t ring_bytes(const Kernels& kernels, const RingShape& shape) {
@@ -128,17 +131,23 @@ struct StepTable {
   const size_t groups_size, size;
 };
 
-// `args`: of the kernels. `n_blocks`: where there are norms.
+// Groups and gradients travel in the arguments unless `step` says where they are on the device. `n_blocks`: where there
+// are norms.
 template <class Args>
-int launch_kernel(const Kernels& kernels, Args& args, uint32_t n_blocks, size_t shared_bytes, cudaStream_t stream) {
+int launch_step(const Kernels& kernels, const RingShape& shape, const StepArgs& step, const StepTable& table,
+                uint32_t n_blocks, cudaStream_t stream) {
+  Args args;
+  args.step = step;
+  args.n_slots = shape.n_slots;
+  if (step.groups == nullptr) table.write(args.table);
   void* parameters[] = {&args};
-  if (!args.step.has_norms && kernels.update != nullptr) {
+  if (!step.has_norms && kernels.update != nullptr) {
     BERTADAM_RETURN_IF_ERROR(
-        cudaLaunchKernel(kernels.update, dim3(args.step.n_draws), dim3(kernels.update_threads), parameters, 0, stream));
+        cudaLaunchKernel(kernels.update, dim3(step.n_draws), dim3(kernels.update_threads), parameters, 0, stream));
     return 0;
   }
   BERTADAM_RETURN_IF_ERROR(
-      cudaLaunchKernel(kernels.step, dim3(n_blocks), dim3(kThreads), parameters, shared_bytes, stream));
+      cudaLaunchKernel(kernels.step, dim3(n_blocks), dim3(kThreads), parameters, ring_bytes(kernels, shape), stream));
   return 0;
 }
 

@@ -5,17 +5,20 @@
 
 namespace bertadam::cuda {
 
-struct KernelArgs;
-struct GraphArgs;
+struct SmallArgs;
+struct LargeArgs;
 
-using Kernel = void (*)(KernelArgs);
-using GraphKernel = void (*)(GraphArgs);  // the same for a node of a graph
+// The same kernels, with room for small and for large tables in their arguments.
+template <class Args>
+struct KernelPair {
+  void (*step)(Args);    // with norms
+  void (*update)(Args);  // without; null: the same
+};
 
 // For some types of parameters, masters and gradients.
 struct Instance {
-  Kernel step;    // with norms
-  Kernel update;  // without; null: the same
-  GraphKernel graph_step, graph_update;
+  KernelPair<SmallArgs> small;
+  KernelPair<LargeArgs> large;
   uint32_t update_threads;
   uint32_t grad_bytes;  // room in the ring for an element
 };

@@ -83,9 +83,11 @@ Launcher::~Launcher() {
 int Launcher::launch(StepArgs args, const StepTables& tables, RuleId rule, uint32_t types, void* stream, int blocks) {
   const DeviceScope scope(device_);
   BERTADAM_RETURN_IF_ERROR(scope.error());
-  const Kernels kernels = eager_kernels(rule, types);
+  const Kernels small = kernels_with<SmallArgs>(rule, types), large = kernels_with<LargeArgs>(rule, types);
   if (shape_.blocks == 0 || types != types_) {
-    if (const int error = find_ring_shape(device_, kernels, &shape_)) return error;
+    for (const Kernels* const kernels : {&small, &large}) {  // their shapes are the same
+      if (const int error = find_ring_shape(device_, *kernels, &shape_)) return error;
+    }
     types_ = types;
   }
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
@@ -102,13 +104,10 @@ int Launcher::launch(StepArgs args, const StepTables& tables, RuleId rule, uint3
   }
   args.rows = reinterpret_cast<const TensorRow*>(rows);
 
-  KernelArgs kernel_args;
   const StepTable step_table(tables);
   args.groups = nullptr;
   args.grads = nullptr;
-  if (step_table.size <= sizeof(kernel_args.table)) {
-    step_table.write(kernel_args.table);
-  } else {
+  if (step_table.size > kLargeTableBytes) {
     unsigned char* host = nullptr;
     const unsigned char* on_device = nullptr;
     if (const int error = step_table_->begin(step_table.size, &host)) return error;
@@ -118,16 +117,16 @@ int Launcher::launch(StepArgs args, const StepTables& tables, RuleId rule, uint3
     ++n_copies_;
   }
 
-  kernel_args.step = args;
-  kernel_args.n_slots = shape_.n_slots;
   const uint32_t n_blocks = blocks > 0 ? static_cast<uint32_t>(blocks) : blocks_of(shape_, args);
-  return launch_kernel(kernels, kernel_args, n_blocks, ring_bytes(kernels, shape_), cuda_stream);
+  return args.groups == nullptr && step_table.size > kSmallTableBytes
+             ? launch_step<LargeArgs>(large, shape_, args, step_table, n_blocks, cuda_stream)
+             : launch_step<SmallArgs>(small, shape_, args, step_table, n_blocks, cuda_stream);
 }
 
 int ring_shape(int device, RuleId rule, uint32_t types, RingShape* shape) {
   const DeviceScope scope(device);
   BERTADAM_RETURN_IF_ERROR(scope.error());
-  return find_ring_shape(device, eager_kernels(rule, types), shape);
+  return find_ring_shape(device, kernels_with<LargeArgs>(rule, types), shape);
 }
 
 bool is_capturing(void* stream) {

@@ -65,7 +65,7 @@ struct StepKind {
   RuleId rule;
   uint32_t types;
 };
-int capture(const StepArgs& args, const StepTables& tables, const StepKind& kind, void* stream, CapturedMemory& memory);
+int capture(StepArgs args, const StepTables& tables, const StepKind& kind, void* stream, CapturedMemory& memory);
 
 const char* error_string(int error);
 

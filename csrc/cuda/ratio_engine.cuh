@@ -10,7 +10,7 @@
 
 namespace bertadam::cuda {
 
-template <class Rule, class Types, class Args = KernelArgs>
+template <class Rule, class Types, class Args>
 __global__ void __launch_bounds__(kThreads, 1) ratio_kernel(const __grid_constant__ Args args) {
   extern __shared__ __align__(128) unsigned char memory[];
   __shared__ double scratch[kThreads / 32][kLeaves];
@@ -31,7 +31,9 @@ __global__ void __launch_bounds__(kThreads, 1) ratio_kernel(const __grid_constan
 
 template <class Rule, class Types>
 Instance ratio_instance() {
-  return {ratio_kernel<Rule, Wide<Types>>, nullptr, ratio_kernel<Rule, Wide<Types>, GraphArgs>, nullptr, 0,
+  return {{ratio_kernel<Rule, Wide<Types>, SmallArgs>, nullptr},
+          {ratio_kernel<Rule, Wide<Types>, LargeArgs>, nullptr},
+          0,
           Wide<Types>::kMostGradBytes};
 }
 

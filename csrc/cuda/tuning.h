@@ -52,10 +52,10 @@ constexpr uint32_t kMostSlots = 14;
 // tenth of it, blocks helped that only had to wait, and a step took twice as long.
 constexpr long long kPatienceCycles = 200'000;
 
-// Groups and gradients travel by value in the kernel's arguments up to this size (the limit is 32,764 bytes from CUDA
-// 12.1 on sm_70 and later), through a staging buffer beyond it. A launch takes the host 8.0 us with 32 KB, 4.9 with
-// 0.5.
-constexpr int kInlineBytes = 32 * 1024 - 512;
-constexpr int kGraphInlineBytes = 4 * 1024 - 512;  // in a node of a CUDA graph
+// Groups and gradients travel by value in the kernel's arguments up to the second size (the limit is 32,764 bytes from
+// CUDA 12.1 on sm_70 and later), through a staging buffer beyond it. A launch takes the host 8.0 us with 32 KB of
+// arguments, 4.9 with 0.5.
+constexpr int kSmallTableBytes = 4 * 1024 - 512;
+constexpr int kLargeTableBytes = 32 * 1024 - 512;
 
 }  // namespace bertadam::cuda

@@ -24,8 +24,8 @@ struct Types {
   const char* name;
   RuleId rule;
   std::vector<uint32_t> codes;  // a tensor has one of them
-  void (*step)(cuda::KernelArgs);
-  void (*update)(cuda::KernelArgs);
+  void (*step)(cuda::LargeArgs);
+  void (*update)(cuda::LargeArgs);
   int update_threads;
   uint32_t grad_bytes;
 };
@@ -34,14 +34,14 @@ Types types(const char* name, std::vector<uint32_t> codes, RuleId rule = RuleId:
   return {name,
           rule,
           std::move(codes),
-          cuda::step_kernel<Rule, Known>,
-          cuda::update_kernel<Rule, Known>,
+          cuda::step_kernel<Rule, Known, cuda::LargeArgs>,
+          cuda::update_kernel<Rule, Known, cuda::LargeArgs>,
           cuda::kPlainThreads<Rule>,
           Known::kMostGradBytes};
 }
 template <class Rule, class Known>
 Types ratio_types(const char* name, RuleId rule, std::vector<uint32_t> codes) {
-  return {name, rule, std::move(codes), cuda::ratio_kernel<Rule, cuda::Wide<Known>>, nullptr, 0, sizeof(float)};
+  return {name, rule, std::move(codes), cuda::ratio_kernel<Rule, cuda::Wide<Known>, cuda::LargeArgs>, nullptr, 0, sizeof(float)};
 }
 std::vector<Types> all_types() {
   std::vector<uint32_t> every;
@@ -60,7 +60,7 @@ std::vector<Types> all_types() {
           ratio_types<Lars, cuda::AnyRow>("LARS, any", RuleId::kLars, every)};
 }
 
-void run_block(const cuda::KernelArgs& args, void (*kernel)(cuda::KernelArgs), uint32_t n_threads, uint32_t index,
+void run_block(const cuda::LargeArgs& args, void (*kernel)(cuda::LargeArgs), uint32_t n_threads, uint32_t index,
                uint32_t n_blocks, uint64_t seed) {
   emulation::Block block(n_threads, seed, [&args, kernel] { kernel(args); });
   block.at_yields.emplace_back(&cuda::Barrier::copies_arrive);
@@ -72,7 +72,7 @@ void run_block(const cuda::KernelArgs& args, void (*kernel)(cuda::KernelArgs), u
 // A launch; `in_turn`: a block begins when the one before has ended, as where only one finds room.
 void launch(const StepArgs& step, const Types& types, uint32_t n_slots, uint32_t n_blocks, bool in_turn,
             Random& random) {
-  const auto args = std::make_unique<cuda::KernelArgs>();
+  const auto args = std::make_unique<cuda::LargeArgs>();
   args->step = step;
   args->n_slots = n_slots;
   const bool is_plain = !step.has_norms && types.update != nullptr;
