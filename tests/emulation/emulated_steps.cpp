@@ -41,7 +41,8 @@ Types types(const char* name, std::vector<uint32_t> codes, RuleId rule = RuleId:
 }
 template <class Rule, class Known>
 Types ratio_types(const char* name, RuleId rule, std::vector<uint32_t> codes) {
-  return {name, rule, std::move(codes), cuda::ratio_kernel<Rule, cuda::Wide<Known>, cuda::LargeArgs>, nullptr, 0, sizeof(float)};
+  return {name,    rule, std::move(codes), cuda::ratio_kernel<Rule, cuda::Wide<Known>, cuda::LargeArgs>,
+          nullptr, 0,    sizeof(float)};
 }
 std::vector<Types> all_types() {
   std::vector<uint32_t> every;
