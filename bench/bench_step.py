@@ -144,17 +144,17 @@ def main(
     models = every if "all" in args.model else tuple(dict.fromkeys(args.model))
     all_rows: list[Row] = []
     host_rows: list[HostRow] = []
+    is_first = (args.dtype, args.optimizer) == ("fp32", "adam")
+    if device.type == "cuda" and HOST_MODEL in models and is_first:
+        host_rows = host_times(device)  # before anything is profiled
+        print(host_table(host_rows))
+        if args.out:
+            file = args.out / f"host_time_{device.type}_{HOST_MODEL}.csv"
+            write_host_csv(file, host_rows, circumstances)
     for model in models:
         rows = measure(chosen, model, device, args.rounds, refused)
         report(rows, circumstances, args.out)
         all_rows += rows
-        is_first = (args.dtype, args.optimizer) == ("fp32", "adam")
-        if device.type == "cuda" and model == HOST_MODEL and is_first:
-            host_rows = host_times(device)
-            print(host_table(host_rows))
-            if args.out:
-                file = args.out / f"host_time_{device.type}_{model}.csv"
-                write_host_csv(file, host_rows, circumstances)
     results = Results(all_rows, host_rows)
     print("", *verdicts(device.type, circumstances.threads, results), sep="\n")
     return int(any(row.note.startswith("REFUSED") for row in all_rows))

@@ -53,40 +53,41 @@ def regroup(groups: Groups, n_groups: int) -> Groups:
 
 
 def host_times(device: torch.device, model: str = MODEL, n_calls: int = _N_CALLS) -> list[HostRow]:
-    """Time step(), clipping per tensor, on the gradients of make_groups."""
+    """Time steps that clip per tensor, on the gradients of make_groups."""
     groups = make_groups(MODELS[model](), device)
-    rows = []
+    calls: list[tuple[str, int, Call]] = []
     for n_groups in GROUP_COUNTS:
-        regrouped = regroup(groups, n_groups)
-        step = BertAdam(regrouped, lr=LR, max_grad_norm=MAX_GRAD_NORM).step
-        rows.append(_row(model, regrouped, step, STEP, n_calls))
+        optimizer = BertAdam(regroup(groups, n_groups), lr=LR, max_grad_norm=MAX_GRAD_NORM)
+        calls.append((STEP, n_groups, optimizer.step))
     if device.type == "cuda":
-        regrouped = regroup(groups, GROUP_COUNTS[0])
-        lr = torch.tensor(LR, device=device)
-        optimizer = BertAdam(regrouped, lr=lr, max_grad_norm=MAX_GRAD_NORM, capturable=True)
+        optimizer = BertAdam(
+            regroup(groups, GROUP_COUNTS[0]),
+            lr=torch.tensor(LR, device=device),
+            max_grad_norm=MAX_GRAD_NORM,
+            capturable=True,
+        )
         optimizer.step()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             optimizer.step()
-        rows.append(_row(model, regrouped, graph.replay, REPLAY, n_calls))
-    return rows
-
-
-def _row(model: str, groups: Groups, call: Call, name: str, n_calls: int) -> HostRow:
-    IdleTimes.of(call, _WARM_UPS)
-    host = IdleTimes.of(call, n_calls, seconds=10.0).host
-    return HostRow(
-        model,
-        sum(len(group["params"]) for group in groups),
-        len(groups),
-        "per_tensor",
-        n_calls,
-        host.median,
-        host.p20,
-        host.p80,
-        sum(count_launches(call)) if groups[0]["params"][0].is_cuda else None,
-        name,
-    )
+        calls.append((REPLAY, GROUP_COUNTS[0], graph.replay))
+    times = []
+    for _, _, call in calls:
+        IdleTimes.of(call, _WARM_UPS)
+        times.append(IdleTimes.of(call, n_calls, seconds=10.0).host)
+    # Only now: once a profiler has run in a process, launches take longer in it.
+    n_launches = [
+        sum(count_launches(call)) if device.type == "cuda" else None for *_, call in calls
+    ]
+    n_tensors = sum(len(group["params"]) for group in groups)
+    return [
+        HostRow(
+            *(model, n_tensors, n_groups, "per_tensor", n_calls),
+            *(host.median, host.p20, host.p80, n),
+            name,
+        )
+        for (name, n_groups, _), host, n in zip(calls, times, n_launches, strict=True)
+    ]
 
 
 def host_table(rows: Sequence[HostRow]) -> str:
