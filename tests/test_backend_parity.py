@@ -135,7 +135,7 @@ def any_floats(n: int) -> torch.Tensor:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("eps", [0.0, 1e-6, 1e30])
-@pytest.mark.parametrize("clip", [0.0, 1e300], ids=["plain kernel", "kernel with norms"])
+@pytest.mark.parametrize("clip", [0.0, 1e300], ids=["no norms", "norms"])
 def test_arguments_of_any_size_give_the_bits_of_the_cpu(eps: float, clip: float) -> None:
     """Roots and quotients in and out of the range in which a GPU computes them without branches."""
     torch.manual_seed(7)

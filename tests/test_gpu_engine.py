@@ -65,7 +65,7 @@ def test_a_step_is_one_kernel_launch(settings: dict[str, Any], n_params: int, co
         if event.device_type == torch.autograd.DeviceType.CUDA
         and not event.name.startswith(("Optimizer", "ProfilerStep"))
     ]
-    kernels = [name for name in on_device if "step_kernel" in name or "update_kernel" in name]
+    kernels = [name for name in on_device if "step_kernel" in name]
     assert len(kernels) == n_steps
     assert len(on_device) == n_steps * (1 + copies), on_device
     assert opt._plans[0].n_copies == copies
@@ -192,8 +192,7 @@ def kernels_of(profiler: Any) -> list[tuple[float, float]]:
     return sorted(
         (event.time_range.start, event.time_range.end)
         for event in profiler.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
-        and ("step_kernel" in event.name or "update_kernel" in event.name)
+        if event.device_type == torch.autograd.DeviceType.CUDA and "step_kernel" in event.name
     )
 
 

@@ -8,21 +8,16 @@ namespace bertadam::cuda {
 int prepare_capture(int device, RuleId rule, uint32_t types) {
   const DeviceScope scope(device);
   BERTADAM_RETURN_IF_ERROR(scope.error());
-  const Kernels kernels = kernels_with<SmallArgs>(rule, types);
-  if (kernels.update != nullptr) {
-    cudaFuncAttributes attributes;
-    BERTADAM_RETURN_IF_ERROR(cudaFuncGetAttributes(&attributes, kernels.update));
-  }
   RingShape shape;
-  return find_ring_shape(device, kernels, &shape);
+  return find_ring_shape(device, kernel_with<SmallArgs>(rule, types), &shape);
 }
 
 int capture(StepArgs args, const StepTables& tables, const StepKind& kind, void* stream, CapturedMemory& memory) {
   const DeviceScope scope(memory.device());
   BERTADAM_RETURN_IF_ERROR(scope.error());
-  const Kernels kernels = kernels_with<SmallArgs>(kind.rule, kind.types);
+  const KernelChoice choice = kernel_with<SmallArgs>(kind.rule, kind.types);
   RingShape shape;
-  if (const int error = find_ring_shape(memory.device(), kernels, &shape)) return error;
+  if (const int error = find_ring_shape(memory.device(), choice, &shape)) return error;
 
   const unsigned char* on_device = nullptr;
   const size_t rows_size = tables.rows.size() * sizeof(TensorRow);
@@ -37,7 +32,7 @@ int capture(StepArgs args, const StepTables& tables, const StepKind& kind, void*
     if (const int error = memory.add_copy(on_host.data(), on_host.size(), &on_device)) return error;
     step_table.point(args, on_device);
   }
-  return launch_step<SmallArgs>(kernels, shape, args, step_table, blocks_of(shape, args),
+  return launch_step<SmallArgs>(choice, shape, args, step_table, blocks_of(shape, args),
                                 static_cast<cudaStream_t>(stream));
 }
 

@@ -1,7 +1,7 @@
 // The engine: one launch does a whole step. A block is a producer warp (producer.cuh) that fills a ring of draws
 // (ring.cuh), norm warps that run ahead (norms.cuh), and update warps that follow (update_warp.cuh) and find the
 // gradients still on chip. Which block does what depends on timing; what is computed does not. Where there are no norms
-// to take, a grid of plain blocks does the same updates: nothing needs to be on chip, and more loads are in flight.
+// to take, a short ring leaves L1 more room.
 #pragma once
 
 #include "cuda/kernels.h"
@@ -100,49 +100,9 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
   end_block(block);
 }
 
-// A block for each draw of a list without norms.
-template <class Rule, class Types, class Args>
-__global__ void __launch_bounds__(kPlainThreads<Rule>) update_kernel(const __grid_constant__ Args args) {
-  __shared__ bool is_last;
-  const Tables tables = tables_of(args);
-  Counters& counters = *args.step.workspace.counters;
-  const int first = static_cast<int>(threadIdx.x / 32) * kStepElements<Rule>;
-  const WorkItem item = tables.item_of(blockIdx.x, first / kPartElements);
-  const void* const grad = tables.grad_of<Types>(item);
-  const Part part = tables.describe<Rule, Types>(item, grad != nullptr);
-  const uint32_t epoch = epoch_after(counters.epoch);
-  PartScalars scalars{};
-  const Piece<Rule> piece(part, scalars, grad, first % kPartElements, part.aligned && is_aligned(grad));
-  typename Update<Rule, Types>::Loaded loaded;
-  LoadedGrads<Rule, Types> grads{part.types, {}};
-  if (part.has_grad) {
-    Update<Rule, Types>::load(piece, loaded);
-    grads.load_ahead(piece);
-    scalars = tables.scalars_of(part);
-  }
-  // All steps and the epoch are read before anybody counts as done.
-  __syncthreads();
-  if (threadIdx.x == 0) is_last = add_one_ordered(&counters.workers_done) + 1 == gridDim.x;
-  if (part.has_grad) {
-    const float coefficient = unclipped_coefficient(unscaling(args.step.scaler));
-    const bool is_first = part.index == 0 && piece.begin == 0 && lane_id() == 0;
-    if (!(coefficient < 0.0f)) {
-      Update<Rule, Types>::apply(tables, piece, coefficient, grads, loaded);
-      if (part.step != nullptr && is_first) *part.step = scalars.step + 1.0f;
-    } else if (is_first) {
-      count_skipped(args.step.statistics);
-    }
-  }
-  __syncthreads();
-  if (is_last) finish_step(tables, epoch);
-}
-
 template <class Rule, class Types>
 Instance instance() {
-  return {{step_kernel<Rule, Types, SmallArgs>, update_kernel<Rule, Types, SmallArgs>},
-          {step_kernel<Rule, Types, LargeArgs>, update_kernel<Rule, Types, LargeArgs>},
-          kPlainThreads<Rule>,
-          Types::kMostGradBytes};
+  return {step_kernel<Rule, Types, SmallArgs>, step_kernel<Rule, Types, LargeArgs>, Types::kMostGradBytes};
 }
 
 }  // namespace bertadam::cuda

@@ -62,52 +62,42 @@ inline Instance instance_of(RuleId rule, uint32_t types) {
   return lars(types);
 }
 
-// Kernels that are launched with the same arguments, for some types.
-struct Kernels {
-  const void* step;
-  const void* update;  // null: the same
-  uint32_t update_threads;
+// The kernel of a rule and types, and what decides its ring.
+struct KernelChoice {
+  const void* kernel;
   uint32_t grad_bytes;
-  uint32_t n_passing;  // slots that no draw keeps
+  bool surveys;
+
+  uint32_t n_passing() const { return surveys ? kSlotsInSurvey : kSlotsInPassage; }  // slots that no draw keeps
 };
 
-inline uint32_t passing_slots(RuleId rule) {
-  return rule_info(rule).has_trust_ratio ? kSlotsInSurvey : kSlotsInPassage;
-}
-
 template <class Args>
-Kernels kernels_with(RuleId rule, uint32_t types) {
+KernelChoice kernel_with(RuleId rule, uint32_t types) {
   const Instance instance = instance_of(rule, types);
-  const auto of = [&](const auto& pair) {
-    return Kernels{reinterpret_cast<const void*>(pair.step), reinterpret_cast<const void*>(pair.update),
-                   instance.update_threads, instance.grad_bytes, passing_slots(rule)};
-  };
+  const void* kernel = nullptr;
   if constexpr (std::is_same_v<Args, SmallArgs>) {
-    return of(instance.small);
+    kernel = reinterpret_cast<const void*>(instance.small);
   } else {
-    return of(instance.large);
+    kernel = reinterpret_cast<const void*>(instance.large);
   }
-}
-
-inline size_t ring_bytes(const Kernels& kernels, const RingShape& shape) {
-  return shape.n_slots * RingMemory::slot_bytes(kernels.grad_bytes);
+  return {kernel, instance.grad_bytes, rule_info(rule).has_trust_ratio};
 }
 
 // Allows the kernel as much shared memory as the ring takes.
-inline int find_ring_shape(int device, const Kernels& kernels, RingShape* shape) {
+inline int find_ring_shape(int device, const KernelChoice& choice, RingShape* shape) {
   int multiprocessors = 0;
   int shared_bytes = 0;
   BERTADAM_RETURN_IF_ERROR(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
   BERTADAM_RETURN_IF_ERROR(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   cudaFuncAttributes attributes;
-  BERTADAM_RETURN_IF_ERROR(cudaFuncGetAttributes(&attributes, kernels.step));
+  BERTADAM_RETURN_IF_ERROR(cudaFuncGetAttributes(&attributes, choice.kernel));
   const size_t available = static_cast<size_t>(shared_bytes) - attributes.sharedSizeBytes;
-  const auto n_slots =
-      std::min(kMostSlots, static_cast<uint32_t>(available / RingMemory::slot_bytes(kernels.grad_bytes)));
-  *shape = {multiprocessors, n_slots, n_slots > kernels.n_passing ? n_slots - kernels.n_passing : 1};
+  const size_t slot_bytes = RingMemory::slot_bytes(choice.grad_bytes);
+  const auto n_slots = std::min(kMostSlots, static_cast<uint32_t>(available / slot_bytes));
+  *shape = {multiprocessors, n_slots, n_slots > choice.n_passing() ? n_slots - choice.n_passing() : 1};
   if (n_slots < kNormWarps) return static_cast<int>(cudaErrorInvalidConfiguration);  // each has one
-  BERTADAM_RETURN_IF_ERROR(cudaFuncSetAttribute(kernels.step, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                static_cast<int>(ring_bytes(kernels, *shape))));
+  BERTADAM_RETURN_IF_ERROR(cudaFuncSetAttribute(choice.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                static_cast<int>(n_slots * slot_bytes)));
   return 0;
 }
 
@@ -131,23 +121,19 @@ struct StepTable {
   const size_t groups_size, size;
 };
 
-// Groups and gradients travel in the arguments unless `step` says where they are on the device. `n_blocks`: where there
-// are norms.
+// Groups and gradients travel in the arguments unless `step` says where they are on the device.
 template <class Args>
-int launch_step(const Kernels& kernels, const RingShape& shape, const StepArgs& step, const StepTable& table,
+int launch_step(const KernelChoice& choice, const RingShape& shape, const StepArgs& step, const StepTable& table,
                 uint32_t n_blocks, cudaStream_t stream) {
   Args args;
   args.step = step;
-  args.n_slots = shape.n_slots;
+  const bool keeps = step.has_norms || choice.surveys;
+  args.n_slots = keeps ? shape.n_slots : std::min(shape.n_slots, kSlotsWithoutNorms);
   if (step.groups == nullptr) table.write(args.table);
   void* parameters[] = {&args};
-  if (!step.has_norms && kernels.update != nullptr) {
-    BERTADAM_RETURN_IF_ERROR(
-        cudaLaunchKernel(kernels.update, dim3(step.n_draws), dim3(kernels.update_threads), parameters, 0, stream));
-    return 0;
-  }
+  const size_t shared_bytes = args.n_slots * RingMemory::slot_bytes(choice.grad_bytes);
   BERTADAM_RETURN_IF_ERROR(
-      cudaLaunchKernel(kernels.step, dim3(n_blocks), dim3(kThreads), parameters, ring_bytes(kernels, shape), stream));
+      cudaLaunchKernel(choice.kernel, dim3(n_blocks), dim3(kThreads), parameters, shared_bytes, stream));
   return 0;
 }
 

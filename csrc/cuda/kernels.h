@@ -8,18 +8,14 @@ namespace bertadam::cuda {
 struct SmallArgs;
 struct LargeArgs;
 
-// The same kernels, with room for small and for large tables in their arguments.
 template <class Args>
-struct KernelPair {
-  void (*step)(Args);    // with norms
-  void (*update)(Args);  // without; null: the same
-};
+using Kernel = void (*)(Args);
 
 // For some types of parameters, masters and gradients.
 struct Instance {
-  KernelPair<SmallArgs> small;
-  KernelPair<LargeArgs> large;
-  uint32_t update_threads;
+  // The same, with room for a small or a large table in the arguments.
+  Kernel<SmallArgs> small;
+  Kernel<LargeArgs> large;
   uint32_t grad_bytes;  // room in the ring for an element
 };
 

@@ -83,10 +83,10 @@ Launcher::~Launcher() {
 int Launcher::launch(StepArgs args, const StepTables& tables, RuleId rule, uint32_t types, void* stream, int blocks) {
   const DeviceScope scope(device_);
   BERTADAM_RETURN_IF_ERROR(scope.error());
-  const Kernels small = kernels_with<SmallArgs>(rule, types), large = kernels_with<LargeArgs>(rule, types);
+  const KernelChoice small = kernel_with<SmallArgs>(rule, types), large = kernel_with<LargeArgs>(rule, types);
   if (shape_.blocks == 0 || types != types_) {
-    for (const Kernels* const kernels : {&small, &large}) {  // their shapes are the same
-      if (const int error = find_ring_shape(device_, *kernels, &shape_)) return error;
+    for (const KernelChoice* const choice : {&small, &large}) {  // their shapes are the same
+      if (const int error = find_ring_shape(device_, *choice, &shape_)) return error;
     }
     types_ = types;
   }
@@ -126,7 +126,7 @@ int Launcher::launch(StepArgs args, const StepTables& tables, RuleId rule, uint3
 int ring_shape(int device, RuleId rule, uint32_t types, RingShape* shape) {
   const DeviceScope scope(device);
   BERTADAM_RETURN_IF_ERROR(scope.error());
-  return find_ring_shape(device, kernels_with<LargeArgs>(rule, types), shape);
+  return find_ring_shape(device, kernel_with<LargeArgs>(rule, types), shape);
 }
 
 bool is_capturing(void* stream) {

@@ -31,9 +31,7 @@ __global__ void __launch_bounds__(kThreads, 1) ratio_kernel(const __grid_constan
 
 template <class Rule, class Types>
 Instance ratio_instance() {
-  return {{ratio_kernel<Rule, Wide<Types>, SmallArgs>, nullptr},
-          {ratio_kernel<Rule, Wide<Types>, LargeArgs>, nullptr},
-          0,
+  return {ratio_kernel<Rule, Wide<Types>, SmallArgs>, ratio_kernel<Rule, Wide<Types>, LargeArgs>,
           Wide<Types>::kMostGradBytes};
 }
 

@@ -47,6 +47,10 @@ constexpr int kSlotsInSurvey = 5;
 // with 11, and 3055 with 10, which keep too little of its matrices (with masters 3350, 3250, 3216, 3234, 3308). Float
 // gradients have room for 13 slots and are best with them: 3234 us, 3262 with 11.
 constexpr uint32_t kMostSlots = 14;
+// Where there are no norms, nothing is kept for later. BERT-large takes 3110 us with 4 slots, 3126 with 5, 3152 with 8,
+// 3187 with 13; a grid of plain blocks, as many as fit, took 3145 (bfloat16 with remainders 2901, 2916, 2953, 2991;
+// 2966).
+constexpr uint32_t kSlotsWithoutNorms = 4;
 
 // How long a block whose ring is full waits for the coefficient of its oldest draw before it helps with norms. With a
 // tenth of it, blocks helped that only had to wait, and a step took twice as long.

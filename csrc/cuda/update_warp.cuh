@@ -56,7 +56,7 @@ class UpdateWarp {
     const Draw& draw = block_.ring.draws[place.cursor.slot];
     const Part& part = draw.parts[index];
     const void* const grads = placed_grads<Types>(block_.ring.room(place.cursor.slot, index), part.types);
-    return {part, draw.scalars[index], grads, first % kPartElements, part.aligned};
+    return {part, draw.scalars[index], grads, first % kPartElements};
   }
 
   __device__ bool has_work(const Place& place, const Part& part) const {
@@ -86,7 +86,7 @@ class UpdateWarp {
     if (has_work(here_, piece.part)) {
       const float coefficient = wait_for(piece.part, ahead.coefficient);
       if (!(coefficient < 0.0f)) {
-        Update<Rule, Types>::apply(block_.tables, piece, coefficient, SlotGrads<Rule, Types>{piece}, ahead.loaded);
+        Update<Rule, Types>::apply(block_.tables, piece, coefficient, ahead.loaded);
       }
       if (piece.part.index == 0 && piece.begin == 0 && lane_id() == 0)
         finish_tensor(args_, piece.part, piece.scalars, coefficient);

@@ -16,63 +16,28 @@ constexpr int kVectorsOf = Rule::kNumStates <= 2 ? kVectors : kVectors / 2;
 template <class Rule>
 constexpr int kStepElements = 32 * 4 * kVectorsOf<Rule>;
 static_assert(kPartElements % (32 * 4 * kVectors) == 0, "a warp's step lies within a part");
-// A block of the kernel without norms takes a draw in one go.
-template <class Rule>
-constexpr int kPlainThreads = 32 * kChunkElements / kStepElements<Rule>;
 
 // What a warp works on in one step.
 template <class Rule>
 struct Piece {
   const Part& part;
   const PartScalars& scalars;
-  const void* grads;  // the part's, in a slot or in global memory
+  const void* grads;  // the part's, in a slot
   int begin, end;     // elements of the part
   int vectors_end;    // those before it go four at a time
 
-  __device__ Piece(const Part& part, const PartScalars& scalars, const void* grads, int begin, bool aligned)
+  __device__ Piece(const Part& part, const PartScalars& scalars, const void* grads, int begin)
       : part(part),
         scalars(scalars),
         grads(grads),
         begin(begin),
         end(max(begin, min(part.n, begin + kStepElements<Rule>))),
-        vectors_end(aligned ? end & ~3 : begin) {}
+        vectors_end(part.aligned ? end & ~3 : begin) {}
 
   // The first element of this lane's vector `v`.
   __device__ int vector(int v) const { return begin + 128 * v + 4 * lane_id(); }
   // Element `i`'s place in the whole tensor.
   __device__ uint64_t index(int i) const { return uint64_t{part.index} * kPartElements + static_cast<uint32_t>(i); }
-};
-
-// Four gradients at a time, from a slot or from registers.
-template <class Rule, class Types>
-struct SlotGrads {
-  const Piece<Rule>& piece;
-  __device__ void load(float (&x)[4], int, int i) const {
-    Types::with_grad(piece.part.types, [&](auto element) {
-      load_four_from_slot(x, static_cast<const decltype(element)*>(piece.grads) + i);
-    });
-  }
-};
-template <class Rule, class Types>
-struct LoadedGrads {
-  uint32_t types;
-  Words words[kVectorsOf<Rule>];
-
-  __device__ void load_ahead(const Piece<Rule>& piece) {
-    Types::with_grad(types, [&](auto element) {
-      const auto* const grads = static_cast<const decltype(element)*>(piece.grads);
-#pragma unroll
-      for (int v = 0; v < kVectorsOf<Rule>; ++v) {
-        if (piece.vector(v) < piece.vectors_end) load_four(words[v], grads + piece.vector(v));
-      }
-    });
-  }
-  __device__ void load(float (&x)[4], int v, int) const {
-    Types::with_grad(types, [&](auto element) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) x[j] = to_float(element_of<decltype(element)>(words[v], j));
-    });
-  }
 };
 
 __device__ __forceinline__ void count_skipped(const Statistics& statistics) {
@@ -113,9 +78,8 @@ struct Update {
     }
   }
 
-  template <class Grads>
   __device__ __forceinline__ static void apply(const Tables& tables, const Piece<Rule>& piece, float coefficient,
-                                               const Grads& grads, Loaded& loaded) {
+                                               Loaded& loaded) {
     const Part& part = piece.part;
     typename Types::template Kept<GroupScalars> group = tables.groups[part.group];
     TensorScalars scalars = piece.scalars.values;
@@ -126,7 +90,9 @@ struct Update {
       const int i = piece.vector(v);
       if (i >= piece.vectors_end) continue;
       float g[4], p[4];
-      grads.load(g, v, i);
+      Types::with_grad(part.types, [&](auto element) {
+        load_four_from_slot(g, static_cast<const decltype(element)*>(piece.grads) + i);
+      });
       Types::with_storage(part.types, [&](auto storage) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) p[j] = FourParams<decltype(storage)>::value(loaded.param[v], j);

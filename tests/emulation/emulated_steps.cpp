@@ -25,24 +25,15 @@ struct Types {
   RuleId rule;
   std::vector<uint32_t> codes;  // a tensor has one of them
   void (*step)(cuda::LargeArgs);
-  void (*update)(cuda::LargeArgs);
-  int update_threads;
   uint32_t grad_bytes;
 };
 template <class Known, class Rule = Adam>
 Types types(const char* name, std::vector<uint32_t> codes, RuleId rule = RuleId::kAdam) {
-  return {name,
-          rule,
-          std::move(codes),
-          cuda::step_kernel<Rule, Known, cuda::LargeArgs>,
-          cuda::update_kernel<Rule, Known, cuda::LargeArgs>,
-          cuda::kPlainThreads<Rule>,
-          Known::kMostGradBytes};
+  return {name, rule, std::move(codes), cuda::step_kernel<Rule, Known, cuda::LargeArgs>, Known::kMostGradBytes};
 }
 template <class Rule, class Known>
 Types ratio_types(const char* name, RuleId rule, std::vector<uint32_t> codes) {
-  return {name,    rule, std::move(codes), cuda::ratio_kernel<Rule, cuda::Wide<Known>, cuda::LargeArgs>,
-          nullptr, 0,    sizeof(float)};
+  return {name, rule, std::move(codes), cuda::ratio_kernel<Rule, cuda::Wide<Known>, cuda::LargeArgs>, sizeof(float)};
 }
 std::vector<Types> all_types() {
   std::vector<uint32_t> every;
@@ -61,9 +52,9 @@ std::vector<Types> all_types() {
           ratio_types<Lars, cuda::AnyRow>("LARS, any", RuleId::kLars, every)};
 }
 
-void run_block(const cuda::LargeArgs& args, void (*kernel)(cuda::LargeArgs), uint32_t n_threads, uint32_t index,
-               uint32_t n_blocks, uint64_t seed) {
-  emulation::Block block(n_threads, seed, [&args, kernel] { kernel(args); });
+void run_block(const cuda::LargeArgs& args, void (*kernel)(cuda::LargeArgs), uint32_t index, uint32_t n_blocks,
+               uint64_t seed) {
+  emulation::Block block(cuda::kThreads, seed, [&args, kernel] { kernel(args); });
   block.at_yields.emplace_back(&cuda::Barrier::copies_arrive);
   block.at_yields.emplace_back(&cuda::LateStores::one_arrives);
   block.run(index, n_blocks);
@@ -76,14 +67,10 @@ void launch(const StepArgs& step, const Types& types, uint32_t n_slots, uint32_t
   const auto args = std::make_unique<cuda::LargeArgs>();
   args->step = step;
   args->n_slots = n_slots;
-  const bool is_plain = !step.has_norms && types.update != nullptr;
-  const auto kernel = is_plain ? types.update : types.step;
-  const auto n_threads = static_cast<uint32_t>(is_plain ? types.update_threads : cuda::kThreads);
-  if (is_plain) n_blocks = step.n_draws;
   std::vector<std::thread> blocks;
   for (uint32_t i = 0; i < n_blocks; ++i) {
-    blocks.emplace_back(run_block, std::cref(*args), kernel, n_threads, i, n_blocks, random());
-    if (in_turn || is_plain) blocks.back().join();
+    blocks.emplace_back(run_block, std::cref(*args), types.step, i, n_blocks, random());
+    if (in_turn) blocks.back().join();
   }
   for (std::thread& block : blocks) {
     if (block.joinable()) block.join();
