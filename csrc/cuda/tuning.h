@@ -1,6 +1,6 @@
 // Every number that speed depends on and results do not. Times are of BERT-large's 336 M parameters in fp32 on an H100
-// (80 GB HBM3, 132 SMs, CUDA 13.0), 2026-11, clip per tensor / global / none. The choices made here take 3248 / 3638 /
-// 3141 us; other figures are to be read beside the 3300 / 3677 us of their time.
+// (80 GB HBM3, 132 SMs, CUDA 13.0), 2026-11, clip per tensor / global / none. The choices made here take 3233 / 3644 /
+// 3115 us; other figures are to be read beside the 3300 / 3677 us of their time.
 #pragma once
 
 #include "core/norm_tree.h"
