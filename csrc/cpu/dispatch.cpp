@@ -48,6 +48,15 @@ int n_isa_levels() {
 
 IsaLevel isa_level(int index) { return compiled(index)->level; }
 
+int prefetch_elements() {
+#if defined(__x86_64__)
+  static const int elements = __builtin_cpu_is("amd") ? kPartElements : kPrefetchElements;
+  return elements;
+#else
+  return kPrefetchElements;
+#endif
+}
+
 Worker worker(RuleId rule, int isa_index) { return compiled(isa_index)->worker_of(rule); }
 
 }  // namespace bertadam::cpu

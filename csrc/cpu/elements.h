@@ -118,9 +118,10 @@ template <class Rule, class Storage, class Grad>
 BERTADAM_HD void update_elements(const GroupScalars group, const TensorScalars scalars,
                                  const Elements<Rule, Storage, Grad> elements, RandomBitsAhead<Storage> bits,
                                  int64_t n) {
+  const int64_t ahead = prefetch_elements();
   const int64_t n_in_lines = n - n % kLineElements;
   for (int64_t line = 0; line < n_in_lines; line += kLineElements) {
-    if (line + kPrefetchElements < n) elements.prefetch(line + kPrefetchElements);
+    if (line + ahead < n) elements.prefetch(line + ahead);
     bits.reach(line);
 #pragma GCC ivdep  // the binding has checked that nothing written overlaps
     for (int64_t i = line; i < line + kLineElements; ++i) elements.update(group, scalars, i, bits[i - line]);
@@ -135,12 +136,13 @@ template <class Rule, class Storage, class Grad>
 BERTADAM_HD void survey_elements(const GroupScalars group, const TensorScalars scalars,
                                  const Elements<Rule, Storage, Grad> elements, int64_t n, double* param_leaves,
                                  double* update_leaves) {
+  const int64_t ahead = prefetch_elements();
   for (int64_t leaf = 0; leaf * kLeafElements < n; ++leaf) {
     float params[kLeafElements], updates[kLeafElements];
     const int64_t begin = leaf * kLeafElements;
     const int64_t n_in_leaf = n - begin < kLeafElements ? n - begin : kLeafElements;
     for (int64_t line = 0; line < n_in_leaf; line += kLineElements) {
-      if (begin + line + kPrefetchElements < n) elements.prefetch(begin + line + kPrefetchElements);
+      if (begin + line + ahead < n) elements.prefetch(begin + line + ahead);
       const int64_t end = line + kLineElements < n_in_leaf ? line + kLineElements : n_in_leaf;
 #pragma GCC ivdep
       for (int64_t i = line; i < end; ++i) elements.survey(group, scalars, begin + i, params[i], updates[i]);
