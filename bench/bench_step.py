@@ -42,10 +42,10 @@ from bench_report import Circumstances, Row, table, write_csv
 from contenders import CLIPS, Contender, contenders
 from criteria import Results, verdicts
 from host_time import MODEL as HOST_MODEL
-from host_time import HostRow, host_table, host_times, write_host_csv
+from host_time import HostRow, host_table, host_times, with_launches, write_host_csv
 from lamb_contenders import lamb_contenders
 from loss_scaling import OUR_SCALER
-from measurement import measure, refusals
+from measurement import measure, refusals, release
 from model_shapes import MODELS
 from storage import DTYPES
 
@@ -147,14 +147,17 @@ def main(
     is_first = (args.dtype, args.optimizer) == ("fp32", "adam")
     if device.type == "cuda" and HOST_MODEL in models and is_first:
         host_rows = host_times(device)  # before anything is profiled
-        print(host_table(host_rows))
-        if args.out:
-            file = args.out / f"host_time_{device.type}_{HOST_MODEL}.csv"
-            write_host_csv(file, host_rows, circumstances)
+        release(device)
     for model in models:
         rows = measure(chosen, model, device, args.rounds, refused)
         report(rows, circumstances, args.out)
         all_rows += rows
+    if host_rows:
+        host_rows = with_launches(host_rows, device)
+        print(host_table(host_rows))
+        if args.out:
+            file = args.out / f"host_time_{device.type}_{HOST_MODEL}.csv"
+            write_host_csv(file, host_rows, circumstances)
     results = Results(all_rows, host_rows)
     print("", *verdicts(device.type, circumstances.threads, results), sep="\n")
     return int(any(row.note.startswith("REFUSED") for row in all_rows))

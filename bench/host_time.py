@@ -6,8 +6,8 @@ on an idle queue, so none waits for the one before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ _WARM_UPS = 20
 
 @dataclass(frozen=True)
 class HostRow:
-    """One number of groups and way to step; `launches` counts kernels, copies and fills."""
+    """One number of groups and way to step; `launches`: kernels, copies and fills, once counted."""
 
     model: str
     n_tensors: int
@@ -40,7 +40,7 @@ class HostRow:
     p20_us: float
     p80_us: float
     launches: int | None
-    call: str = STEP
+    call: str
 
 
 def regroup(groups: Groups, n_groups: int) -> Groups:
@@ -53,12 +53,42 @@ def regroup(groups: Groups, n_groups: int) -> Groups:
 
 
 def host_times(device: torch.device, model: str = MODEL, n_calls: int = _N_CALLS) -> list[HostRow]:
-    """Time steps that clip per tensor, on the gradients of make_groups."""
+    """Time steps that clip per tensor, on the gradients of make_groups; count no launches yet.
+
+    Once a profiler has run in a process, launches take longer in it: see with_launches.
+    """
+    rows = []
+    for name, n_groups, n_tensors, call in _steps(device, model):
+        IdleTimes.of(call, _WARM_UPS)
+        host = IdleTimes.of(call, n_calls, seconds=10.0).host
+        rows.append(
+            HostRow(
+                *(model, n_tensors, n_groups, "per_tensor", n_calls),
+                *(host.median, host.p20, host.p80, None),
+                name,
+            )
+        )
+    return rows
+
+
+def with_launches(rows: Sequence[HostRow], device: torch.device) -> list[HostRow]:
+    """Return the rows with what their steps launch; for when all times have been taken."""
+    if device.type != "cuda" or not rows:
+        return list(rows)
+    steps = _steps(device, rows[0].model)
+    return [
+        replace(row, launches=sum(count_launches(call)))
+        for row, (*_, call) in zip(rows, steps, strict=True)
+    ]
+
+
+def _steps(device: torch.device, model: str) -> Iterator[tuple[str, int, int, Call]]:
+    """Yield what is timed: its name, the numbers of groups and tensors, and the call."""
     groups = make_groups(MODELS[model](), device)
-    calls: list[tuple[str, int, Call]] = []
+    n_tensors = sum(len(group["params"]) for group in groups)
     for n_groups in GROUP_COUNTS:
         optimizer = BertAdam(regroup(groups, n_groups), lr=LR, max_grad_norm=MAX_GRAD_NORM)
-        calls.append((STEP, n_groups, optimizer.step))
+        yield STEP, n_groups, n_tensors, optimizer.step
     if device.type == "cuda":
         optimizer = BertAdam(
             regroup(groups, GROUP_COUNTS[0]),
@@ -70,34 +100,17 @@ def host_times(device: torch.device, model: str = MODEL, n_calls: int = _N_CALLS
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             optimizer.step()
-        calls.append((REPLAY, GROUP_COUNTS[0], graph.replay))
-    times = []
-    for _, _, call in calls:
-        IdleTimes.of(call, _WARM_UPS)
-        times.append(IdleTimes.of(call, n_calls, seconds=10.0).host)
-    # Only now: once a profiler has run in a process, launches take longer in it.
-    n_launches = [
-        sum(count_launches(call)) if device.type == "cuda" else None for *_, call in calls
-    ]
-    n_tensors = sum(len(group["params"]) for group in groups)
-    return [
-        HostRow(
-            *(model, n_tensors, n_groups, "per_tensor", n_calls),
-            *(host.median, host.p20, host.p80, n),
-            name,
-        )
-        for (name, n_groups, _), host, n in zip(calls, times, n_launches, strict=True)
-    ]
+        yield REPLAY, GROUP_COUNTS[0], n_tensors, graph.replay
 
 
 def host_table(rows: Sequence[HostRow]) -> str:
-    """Return one line per number of groups."""
+    """Return one line per row."""
     return "\n".join(
         [f"host time of a step, {rows[0].model}, {rows[0].n_tensors} tensors, idle queue:"]
         + [
             f"  {row.call}, {row.n_groups:>2} groups: median {row.median_us:.1f} us, "
             f"p20 {row.p20_us:.1f}, p80 {row.p80_us:.1f}, {row.n_calls} calls, "
-            f"{row.launches} launch(es)"
+            f"launches {'-' if row.launches is None else row.launches}"
             for row in rows
         ]
     )

@@ -155,14 +155,14 @@ def measure(
     timings = _Timings(device, most_rounds)
     ours = start([each for each in candidates if each.name == OURS], groups, notes)
     others = [each for each in candidates if each.name != OURS and each.label not in notes]
-    _release(device)
+    release(device)
     state_bytes = _STATE_BYTES[DTYPES[dtype]]
     if candidates[0].optimizer == "lamb":
         state_bytes += _MORE_OF_LAMB
     split = batches(others, shapes, _free_bytes(device), state_bytes)
     for index, batch in enumerate(split, start=1):
         timings.add(index, ours, start(batch, groups, notes))
-        _release(device)
+        release(device)
     own = {
         ratio_column(each.clip, each.storage.master): each.label
         for each in candidates
@@ -263,7 +263,8 @@ def _free_bytes(device: torch.device) -> float:
     return _USABLE[device.type] * free
 
 
-def _release(device: torch.device) -> None:
+def release(device: torch.device) -> None:
+    """Free what is no longer used."""
     gc.collect()  # optimizers refer to themselves
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -96,9 +96,9 @@ def bits_fault(device: torch.device) -> str | None:
                 _stepped(make, where, dtype, master_weights)
                 for where in (device, torch.device("cpu"))
             )
-            for i, (ours, wanted) in enumerate(zip(found, expected, strict=True)):
-                if not torch.equal(ours, wanted):
-                    return f"{name} in {dtype}: params[{i}] is not, bit for bit, what the CPU gives"
+            for key, wanted in expected.items():
+                if not torch.equal(found[key], wanted):
+                    return f"{name} in {dtype}: {key} is not, bit for bit, what the CPU gives"
     return None
 
 
@@ -108,8 +108,8 @@ def _stepped(
     dtype: torch.dtype,
     master_weights: str | None,
     n_steps: int = 3,
-) -> list[Tensor]:
-    """Return the parameters after some steps, on the CPU."""
+) -> dict[str, Tensor]:
+    """Return parameters and states after some steps, on the CPU."""
     generator = torch.Generator().manual_seed(0)
 
     def random(shape: tuple[int, ...]) -> Tensor:
@@ -121,4 +121,7 @@ def _stepped(
         for param, shape in zip(params, _SHAPES, strict=True):
             param.grad = random(shape)
         optimizer.step()
-    return [param.detach().cpu() for param in params]
+    tensors = {f"params[{i}]": param.detach() for i, param in enumerate(params)}
+    for i, param in enumerate(params):
+        tensors |= {f"{key} of params[{i}]": value for key, value in optimizer.state[param].items()}
+    return {key: tensor.cpu() for key, tensor in tensors.items()}

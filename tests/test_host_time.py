@@ -51,7 +51,10 @@ def test_step_and_its_replay_are_one_launch_in_any_number_of_groups(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(host_time, "GROUP_COUNTS", (2, 5))
-    rows = host_time.host_times(torch.device("cuda"), "bert-toy", n_calls=20)
+    device = torch.device("cuda")
+    rows = host_time.host_times(device, "bert-toy", n_calls=20)
+    assert [row.launches for row in rows] == [None] * 3
+    rows = host_time.with_launches(rows, device)
     assert [(row.call, row.n_groups) for row in rows] == [
         (host_time.STEP, 2),
         (host_time.STEP, 5),

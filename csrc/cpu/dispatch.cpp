@@ -48,7 +48,7 @@ int n_isa_levels() {
 
 IsaLevel isa_level(int index) { return compiled(index)->level; }
 
-int prefetch_elements() {
+int prefetch_elements() noexcept {
 #if defined(__x86_64__)
   static const int elements = __builtin_cpu_is("amd") ? kPartElements : kPrefetchElements;
   return elements;

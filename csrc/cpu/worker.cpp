@@ -1,7 +1,7 @@
 // Draws work items and executes them on the CPU. An update waits only for norms and surveys that are listed before it,
 // and whoever drew those is running: a step ends with any number of workers.
-// Compiled once per instruction set, with BERTADAM_ISA as the namespace; everything it calls is inlined, so the copies
-// share no symbol and give the same bits.
+// Compiled once per instruction set, with BERTADAM_ISA as the namespace; what it calls of ours is inlined, but for
+// prefetch_elements, so the copies define no symbol in common and give the same bits.
 #include <fenv.h>
 #include <sched.h>
 

@@ -17,9 +17,9 @@ constexpr int64_t kPartElements = kPartLeaves * kLeafElements;
 // 10,000 tensors of 1,000 elements took 21 ms instead of 17 (2 threads of a Xeon with AVX-512, 2026-11).
 constexpr int kLineElements = 16;
 constexpr int kPrefetchElements = 24 * kLineElements;
-// That, or more than a part has where the hardware does better alone: 39.4 ms beside 42.7 on an AMD EPYC with AVX-512
-// (2 threads, 2026-11).
-int prefetch_elements();
+// That, or a whole part, which is never, on AMD: there the hardware does better alone, 39.4 ms beside 42.7 (BERT-base,
+// no clipping, 2 threads of an EPYC with AVX-512, 2026-11).
+int prefetch_elements() noexcept;
 
 using Worker = void (*)(const StepArgs&);
 

@@ -9,7 +9,6 @@
 #include "cuda/producer.cuh"
 #include "cuda/ring.cuh"
 #include "cuda/update_warp.cuh"
-#include "cuda/updates.cuh"
 
 namespace bertadam::cuda {
 
@@ -23,9 +22,9 @@ struct ArgsWithTable {
 struct LargeArgs : ArgsWithTable<kLargeTableBytes> {};
 static_assert(sizeof(LargeArgs) <= 32764, "the limit of kernel parameters");
 
-// Also of every node of a CUDA graph. Drivers take kernels with more than 4 KB of arguments, graphs of them not always:
-// adding such a node crashed with CUDA 12 (openxla/xla#19252), and torch's multi_tensor_apply avoided them while a
-// stream captures.
+// For small tables, and for every node of a CUDA graph. Drivers take kernels with more than 4 KB of arguments, graphs
+// of them not always: adding such a node crashed with CUDA 12 (openxla/xla#19252), and torch's multi_tensor_apply
+// avoided them while a stream captures.
 struct SmallArgs : ArgsWithTable<kSmallTableBytes> {};
 static_assert(sizeof(SmallArgs) <= 4096, "the limit of kernel parameters before CUDA 12.1");
 

@@ -83,7 +83,7 @@ KernelChoice kernel_with(RuleId rule, uint32_t types) {
   return {kernel, instance.grad_bytes, rule_info(rule).has_trust_ratio};
 }
 
-// Allows the kernel as much shared memory as the ring takes.
+// Allows the kernel as much shared memory as the ring takes. Where it fails, `shape` stays as it was.
 inline int find_ring_shape(int device, const KernelChoice& choice, RingShape* shape) {
   int multiprocessors = 0;
   int shared_bytes = 0;
@@ -94,10 +94,10 @@ inline int find_ring_shape(int device, const KernelChoice& choice, RingShape* sh
   const size_t available = static_cast<size_t>(shared_bytes) - attributes.sharedSizeBytes;
   const size_t slot_bytes = RingMemory::slot_bytes(choice.grad_bytes);
   const auto n_slots = std::min(kMostSlots, static_cast<uint32_t>(available / slot_bytes));
-  *shape = {multiprocessors, n_slots, n_slots > choice.n_passing() ? n_slots - choice.n_passing() : 1};
   if (n_slots < kNormWarps) return static_cast<int>(cudaErrorInvalidConfiguration);  // each has one
   BERTADAM_RETURN_IF_ERROR(cudaFuncSetAttribute(choice.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                 static_cast<int>(n_slots * slot_bytes)));
+  *shape = {multiprocessors, n_slots, n_slots > choice.n_passing() ? n_slots - choice.n_passing() : 1};
   return 0;
 }
 

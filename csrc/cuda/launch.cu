@@ -85,9 +85,11 @@ int Launcher::launch(StepArgs args, const StepTables& tables, RuleId rule, uint3
   BERTADAM_RETURN_IF_ERROR(scope.error());
   const KernelChoice small = kernel_with<SmallArgs>(rule, types), large = kernel_with<LargeArgs>(rule, types);
   if (shape_.blocks == 0 || types != types_) {
-    for (const KernelChoice* const choice : {&small, &large}) {  // their shapes are the same
-      if (const int error = find_ring_shape(device_, *choice, &shape_)) return error;
+    RingShape shape;  // of both
+    for (const KernelChoice* const choice : {&small, &large}) {
+      if (const int error = find_ring_shape(device_, *choice, &shape)) return error;
     }
+    shape_ = shape;
     types_ = types;
   }
   const auto cuda_stream = static_cast<cudaStream_t>(stream);

@@ -43,22 +43,23 @@ constexpr int kSlotsInPassage = 2;
 constexpr int kSlotsInSurvey = 5;
 
 // Shared memory is what L1 does not get, and loads in flight need room in L1. 16-bit gradients leave room for 25 slots.
-// BERT-large in bfloat16 with remainders, clipped per tensor, takes 3245 us with 25, 3022 with 20, 2993 with 13, 2997
-// with 11, and 3055 with 10, which keep too little of its matrices (with masters 3350, 3250, 3216, 3234, 3308). Float
-// gradients have room for 13 slots and are best with them: 3234 us, 3262 with 11.
+// BERT-large in bfloat16 with remainders, clipped per tensor, takes 3245 us with 25, 3022 with 20, 2994 with 14, 2993
+// with 13, 2997 with 11, and 3055 with 10, which keep too little of its matrices (with masters 3350, 3250, 3219, 3216,
+// 3234, 3308). Float gradients have room for 13 slots and are best with them: 3234 us, 3262 with 11.
 constexpr uint32_t kMostSlots = 14;
 // Where there are no norms, nothing is kept for later. BERT-large takes 3110 us with 4 slots, 3126 with 5, 3152 with 8,
 // 3187 with 13; a grid of plain blocks, as many as fit, took 3145 (bfloat16 with remainders 2901, 2916, 2953, 2991;
 // 2966).
 constexpr uint32_t kSlotsWithoutNorms = 4;
+static_assert(kSlotsWithoutNorms >= kNormWarps && kMostSlots >= kNormWarps, "each has a slot of its own");
 
 // How long a block whose ring is full waits for the coefficient of its oldest draw before it helps with norms. With a
 // tenth of it, blocks helped that only had to wait, and a step took twice as long.
 constexpr long long kPatienceCycles = 200'000;
 
-// Groups and gradients travel by value in the kernel's arguments up to the second size (the limit is 32,764 bytes from
-// CUDA 12.1 on sm_70 and later), through a staging buffer beyond it. A launch takes the host 8.0 us with 32 KB of
-// arguments, 4.9 with 0.5.
+// Groups and gradients travel by value in the kernel's arguments: in small ones if they fit, else in large ones (the
+// limit is 32,764 bytes from CUDA 12.1 on sm_70 and later), beyond that, and in a graph's nodes beyond small ones, in
+// memory of their own. A launch takes the host 8.0 us with 32 KB of arguments, 4.9 with 0.5.
 constexpr int kSmallTableBytes = 4 * 1024 - 512;
 constexpr int kLargeTableBytes = 32 * 1024 - 512;
 
