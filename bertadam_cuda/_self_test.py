@@ -21,7 +21,9 @@ _SHAPES: tuple[tuple[int, ...], ...] = ((), (0,), (3, 5), (1023,), (3, 1025), (5
 # Of every rule.
 _OPTIMIZERS: dict[str, Callable[..., FusedOptimizer]] = {
     "BertAdam": partial(BertAdam, lr=_LR),
-    "BertAdam without clipping": partial(BertAdam, lr=_LR, max_grad_norm=0.0),
+    "BertAdam without norms": partial(
+        BertAdam, lr=_LR, max_grad_norm=0.0, on_nonfinite="propagate"
+    ),
     "Adam with amsgrad": partial(Adam, lr=_LR, amsgrad=True),
     "LAMB": partial(LAMB, lr=_LR),
     "LARS": partial(LARS, lr=_LR, momentum=0.9),

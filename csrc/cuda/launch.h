@@ -56,7 +56,7 @@ class Launcher {
 
 bool is_capturing(void* stream);
 
-// Loads the kernels that graphs of tensors of these types take: who captures them can wait for no loading.
+// Loads the kernel that graphs of tensors of these types take: who captures it can wait for no loading.
 int prepare_capture(int device, RuleId rule, uint32_t types);
 
 // A launch into the graph that `stream` captures: one node. What the graph needs beside the caller's tensors is added

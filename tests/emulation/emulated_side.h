@@ -69,7 +69,6 @@ struct Side {
     a.n_large = static_cast<uint32_t>(plan.large.size());
     a.total_tree = plan.n_nodes - tree_nodes(static_cast<int64_t>(tensors.size()));
     a.n_workers = 1;
-    a.has_norms = plan.has_norms;
     a.wait_for_all = plan.waits_for_all;
     a.clip_by_total_norm = mode.clip_by_total_norm;
     a.skip_nonfinite = mode.skip_nonfinite;
