@@ -75,11 +75,11 @@ def with_launches(rows: Sequence[HostRow], device: torch.device) -> list[HostRow
     """Return the rows with what their steps launch; for when all times have been taken."""
     if device.type != "cuda" or not rows:
         return list(rows)
-    steps = _steps(device, rows[0].model)
-    return [
-        replace(row, launches=sum(count_launches(call)))
-        for row, (*_, call) in zip(rows, steps, strict=True)
-    ]
+    counted = []
+    for row, (*_, call) in zip(rows, _steps(device, rows[0].model), strict=True):
+        call()  # the first one creates states
+        counted.append(replace(row, launches=sum(count_launches(call))))
+    return counted
 
 
 def _steps(device: torch.device, model: str) -> Iterator[tuple[str, int, int, Call]]:
