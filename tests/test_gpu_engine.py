@@ -259,6 +259,6 @@ def test_no_step_leaves_its_counters_dirty() -> None:
     opt = two_groups(make_params(30, 50_000), clip="global")
     for step in range(3):
         opt.step()
-        counters = opt._plans[0].scratch[0][: 5 * 4].view(torch.int32).tolist()
+        counters = opt._plans[0].scratch[0][: 6 * 4].view(torch.int32).tolist()
         # ticket, workers done, epoch, draws postponed and resumed
-        assert counters == [0, 0, step + 1, 0, 0]
+        assert counters == [0, 0, 0, step + 1, 0, 0]

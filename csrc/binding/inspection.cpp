@@ -44,6 +44,7 @@ py::dict plan(const std::vector<int64_t>& n_elements, const std::vector<bool>& n
   py::dict result;
   result["items"] = items;
   result["tensors"] = tensors;
+  result["n_leading"] = plan.n_leading;
   result["n_nodes"] = plan.n_nodes;
   return result;
 }

@@ -31,6 +31,7 @@ void WorkList::describe(StepArgs& args) const {
   args.large = static_cast<const uint32_t*>(large_.const_data_ptr());
   args.n_large = static_cast<uint32_t>(plan_.large.size());
   args.n_draws = static_cast<uint32_t>(n_draws());
+  args.n_leading = static_cast<uint32_t>(plan_.n_leading);
   args.n_tensors = static_cast<uint32_t>(plan_.tensors.size());
   args.total_tree = plan_.n_nodes - tree_nodes(static_cast<int64_t>(plan_.tensors.size()));
   args.has_norms = plan_.has_norms;

@@ -58,7 +58,10 @@ struct Plan {
   std::vector<PlanTensor> tensors;
   std::vector<uint32_t> large;  // tensors of several chunks
   std::vector<WorkItem> items;  // items_per_draw of each draw
-  int64_t n_nodes = 0;          // of all tensors, and of the tree over the tensors' sums behind them
+  // Draws of norms alone that the list begins with, where all norms are waited for and nothing but updates follows: a
+  // GPU's workers take them without keeping anything.
+  int64_t n_leading = 0;
+  int64_t n_nodes = 0;  // of all tensors, and of the tree over the tensors' sums behind them
 };
 
 // What a tensor is divided into. An empty one has a part, too.
@@ -236,6 +239,11 @@ inline Plan make_plan(const std::vector<int64_t>& n_elements, const std::vector<
   plan.has_norms = options.wait_for_all || std::find(needs_norm.begin(), needs_norm.end(), true) != needs_norm.end();
   const PlanInput input{n_elements, needs_norm, options};
   options.order == PlanOrder::kInTurn ? list_in_turn(input, plan) : list_retaining(input, plan);
+  const auto leads = [&](int64_t draw) {
+    const auto first = static_cast<size_t>(draw * options.items_per_draw);
+    return first < plan.items.size() && plan.items[first].kinds() == kNorm;
+  };
+  while (options.wait_for_all && !options.surveys && leads(plan.n_leading)) ++plan.n_leading;
   return plan;
 }
 

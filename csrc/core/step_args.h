@@ -29,7 +29,8 @@ static_assert(sizeof(TensorRow) == (5 + kMaxStates) * sizeof(void*) + 2 * sizeof
 // Scratch of one (device, stream). Counters and arrivals start at zero, and every step leaves them so (but for the
 // epoch, which it advances); the rest may hold anything, since what a step reads carries its epoch or was counted.
 struct Counters {
-  uint32_t ticket;  // the next draw
+  uint32_t ticket;          // the next draw; on a GPU counted from the first that is not leading,
+  uint32_t leading_ticket;  // since those are drawn apart
   uint32_t workers_done;
   uint32_t epoch;  // tags the words of this step; advanced by the last worker
   uint32_t n_postponed;
@@ -71,6 +72,7 @@ struct StepArgs {
   const TensorRow* rows;
   const void* const* grads;  // null: the tensor takes no part in this step
   uint32_t n_draws, n_tensors, n_groups, n_large;
+  uint32_t n_leading;       // the plan's
   int64_t total_tree;       // first node of the tree over the tensors' sums
   uint32_t n_workers;       // on a CPU
   bool has_norms;           // the plan's

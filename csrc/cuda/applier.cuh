@@ -119,7 +119,7 @@ class Applier {
         return true;
       }
       if (__any_sync(kFullWarp, clock64() - since < kPatienceCycles)) continue;
-      if (!__any_sync(kFullWarp, load_relaxed(&args_.workspace.counters->ticket) >= args_.n_draws)) return false;
+      if (!block_.all_drawn()) return false;
       since = clock64();
     }
   }

@@ -1,7 +1,8 @@
 // The engine: one launch does a whole step. A block is a producer warp (producer.cuh) that fills a ring of draws
 // (ring.cuh), norm warps that run ahead (norms.cuh), and update warps that follow (update_warp.cuh) and find the
-// gradients still on chip. Which block does what depends on timing; what is computed does not. Where there are no norms
-// to take, a short ring leaves L1 more room.
+// gradients still on chip. Where all norms are waited for, nearly nothing could be kept: the norms lead the list, warps
+// read them straight from memory, and the ring has updates alone. Which block does what depends on timing; what is
+// computed does not. Where the ring has no norms to take, a short one leaves L1 more room.
 #pragma once
 
 #include "cuda/kernels.h"
@@ -50,7 +51,7 @@ __device__ __forceinline__ void finish_step(const Tables& tables, uint32_t epoch
     }
     if (!(coefficient < 0.0f)) *args.rows[tensor].step += 1.0f;
   }
-  if (threadIdx.x == 0) *args.workspace.counters = Counters{0, 0, epoch, 0, 0};
+  if (threadIdx.x == 0) *args.workspace.counters = Counters{0, 0, 0, epoch, 0, 0};
 }
 
 // By all threads. `n_readers`: warps that release each slot.
@@ -89,6 +90,7 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
   const Tables tables = tables_of(args);
   const Block block = begin_block<Types>(tables, memory, args.n_slots, kUpdateWarps + 1);
   const int warp = static_cast<int>(threadIdx.x / 32);
+  if (warp != kProducerWarp) sum_leading_norms<Rule, Types>(block, scratch[warp]);
   if (warp < kUpdateWarps) {
     UpdateWarp<Rule, Types>(block, warp).run(scratch[warp]);
   } else if (warp == kProducerWarp) {

@@ -127,7 +127,7 @@ int launch_step(const KernelChoice& choice, const RingShape& shape, const StepAr
                 uint32_t n_blocks, cudaStream_t stream) {
   Args args;
   args.step = step;
-  const bool keeps = step.has_norms || choice.surveys;
+  const bool keeps = choice.surveys || (step.has_norms && !step.wait_for_all);
   args.n_slots = keeps ? shape.n_slots : std::min(shape.n_slots, kSlotsWithoutNorms);
   if (step.groups == nullptr) table.write(args.table);
   void* parameters[] = {&args};

@@ -16,9 +16,11 @@ __device__ __forceinline__ Element* shuffled(Element* pointer, int lane) {
   return reinterpret_cast<Element*>(__shfl_sync(kFullWarp, reinterpret_cast<unsigned long long>(pointer), lane));
 }
 
-// The gradients of a draw, four elements of a leaf at a time; those past the leaf's end count as zero.
+// The gradients of a draw, four elements of a leaf at a time; those past the leaf's end count as zero. A row of every
+// leaf is in flight, or more, where they come from far and there are registers.
 template <class Types, class Grad>
 struct WholeLeaves {  // in a slot, all of them full
+  static constexpr int kRowsInFlight = 1;
   const unsigned char* slot;
 
   __device__ void load(float (&x)[4], int leaf, int first) const {
@@ -29,6 +31,7 @@ struct WholeLeaves {  // in a slot, all of them full
 };
 template <class Types>
 struct PartialLeaves {  // in a slot
+  static constexpr int kRowsInFlight = 1;
   const unsigned char* slot;
   const Part* parts;
 
@@ -42,6 +45,7 @@ struct PartialLeaves {  // in a slot
 };
 template <class Types>
 struct DistantLeaves {  // in global memory: lane k has leaf k's address, type and length
+  static constexpr int kRowsInFlight = 1;
   const void* grad;
   uint32_t types;
   int n;
@@ -54,6 +58,19 @@ struct DistantLeaves {  // in global memory: lane k has leaf k's address, type a
 #pragma unroll
       for (int k = 0; k < 4; ++k) x[k] = first + k < end ? to_float(elements[first + k]) : 0.0f;
     });
+  }
+};
+
+template <class Grad>
+struct AlignedLeaves {  // in global memory, all of them full and aligned
+  static constexpr int kRowsInFlight = 16 / sizeof(Grad);
+  const Grad* leaves[kLeaves];
+
+  __device__ void load(float (&x)[4], int leaf, int first) const {
+    Words words;
+    load_four(words, leaves[leaf] + first);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) x[k] = to_float(element_of<Grad>(words, k));
   }
 };
 
@@ -87,23 +104,43 @@ __device__ __forceinline__ double leaf_sums(const Leaves& leaves) {
   double sums[4 * kLeaves];  // [leaf][accumulator]
 #pragma unroll
   for (int k = 0; k < 4 * kLeaves; ++k) sums[k] = 0.0;
-#pragma unroll 1  // a row of every leaf is in flight; more would cost registers that there are not
-  for (int row = 0; row < kLeafRows; ++row) {
+  constexpr int kRows = Leaves::kRowsInFlight;
+#pragma unroll 1
+  for (int row = 0; row < kLeafRows; row += kRows) {
+    float x[kRows][kLeaves][4];
 #pragma unroll
-    for (int leaf = 0; leaf < kLeaves; ++leaf) {
-      float x[4];
-      leaves.load(x, leaf, row * kLeafAccumulators + 4 * lane_id());
+    for (int i = 0; i < kRows * kLeaves; ++i) {
+      leaves.load(x[i / kLeaves][i % kLeaves], i % kLeaves, (row + i / kLeaves) * kLeafAccumulators + 4 * lane_id());
+    }
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const double wide = x[k];
-        sums[4 * leaf + k] = fma(wide, wide, sums[4 * leaf + k]);  // the square is exact
-      }
+    for (int i = 0; i < 4 * kRows * kLeaves; ++i) {
+      const double wide = x[i / (4 * kLeaves)][i / 4 % kLeaves][i % 4];
+      double& sum = sums[i % (4 * kLeaves)];
+      sum = fma(wide, wide, sum);  // the square is exact
     }
   }
   halve<4 * kLeaves, 16>(sums);
   double x = sums[0];
   x += __shfl_xor_sync(kFullWarp, x, kLanesPerLeaf / 2);
   return x + __shfl_xor_sync(kFullWarp, x, kLanesPerLeaf / 4);
+}
+
+// The same of leaves in global memory; lane k has leaf k's address, type and length.
+template <class Types>
+__device__ __forceinline__ double distant_leaf_sums(const void* grad, uint32_t types, int n) {
+  const uint32_t first_types = __shfl_sync(kFullWarp, types, 0);
+  const bool is_plain = lane_id() >= kLeaves || (n == kLeafElements && types == first_types && is_aligned(grad));
+  if (!__all_sync(kFullWarp, is_plain)) return leaf_sums(DistantLeaves<Types>{grad, types, n});
+  double sum = 0.0;
+  Types::with_grad(first_types, [&](auto element) {
+    AlignedLeaves<decltype(element)> leaves;
+#pragma unroll
+    for (int leaf = 0; leaf < kLeaves; ++leaf) {
+      leaves.leaves[leaf] = static_cast<const decltype(element)*>(shuffled(grad, leaf));
+    }
+    sum = leaf_sums(leaves);
+  });
+  return sum;
 }
 
 }  // namespace bertadam::cuda

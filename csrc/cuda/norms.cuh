@@ -140,11 +140,40 @@ class DrawNorms {
   double* const scratch_;
 };
 
-// The draws of norms alone, which come first in the list: every one of `n_warps` warps a draw in turn, this one as the
+// The norms of a draw that is in no ring, from memory, by one warp.
+template <class Rule, class Types>
+__device__ __forceinline__ void take_distant_norms(const Tables& tables, NormTrees& trees, uint32_t draw,
+                                                   double* scratch) {
+  const WorkItem item = lane_id() < kItemsPerDraw ? tables.item_of(draw, lane_id()) : WorkItem{kNoTensor, 0};
+  const void* const grad = tables.template grad_of<Types>(item);
+  const Part part = tables.template describe<Rule, Types>(item, grad != nullptr);
+  trees.add(part, distant_leaf_sums<Types>(grad, part.types, part.n), scratch);
+}
+
+// The draws that lead the list: norms alone, of all gradients, see Plan::n_leading. They wait for nothing, so every
+// warp but the producer takes one after the other, straight from memory, and draws the next one before it reads the
+// last.
+template <class Rule, class Types>
+__device__ __forceinline__ void sum_leading_norms(const Block& block, double* scratch) {
+  const StepArgs& args = block.tables.args;
+  if (args.n_leading == 0) return;
+  NormTrees trees(block);
+  const auto draw_one = [&] { return lane_id() == 0 ? atomicAdd(&args.workspace.counters->leading_ticket, 1u) : 0u; };
+  for (uint32_t ticket = draw_one();;) {
+    const uint32_t draw = __shfl_sync(kFullWarp, ticket, 0);
+    if (draw >= args.n_leading) return;
+    ticket = draw_one();
+    const uint32_t later = draw + kItemsAhead;
+    if (lane_id() == 0 && later < args.n_leading) prefetch_to_l2(args.items + size_t{later} * kItemsPerDraw);
+    take_distant_norms<Rule, Types>(block.tables, trees, draw, scratch);
+  }
+}
+
+// Draws of norms alone at the beginning of the ring: every one of `n_warps` warps a draw in turn, this one as the
 // `which`-th. Left to the norm warps, they took 15 % longer than their memory does. Returns where they end.
 template <class Types, class Pass>
-__device__ __forceinline__ Cursor sum_leading_norms(const Block& block, int which, int n_warps, double* scratch,
-                                                    Pass pass) {
+__device__ __forceinline__ Cursor sum_first_norms(const Block& block, int which, int n_warps, double* scratch,
+                                                  Pass pass) {
   DrawNorms<Types> norms(block, scratch);
   Cursor here{0};
   for (int turn = 0;; turn = turn + 1 < n_warps ? turn + 1 : 0) {

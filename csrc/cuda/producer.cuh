@@ -1,13 +1,14 @@
 // The producer: one warp that draws from the list, has the gradients copied into the ring, and tells the other warps
 // what they need to know of each part.
 //
-// Why a step always ends, with any number of resident blocks. Draws are handed out in list order. Let T be the first
-// tensor without a coefficient. Norm warps and copies wait for no update, so whatever was drawn of T's norms is summed.
-// If some norm of T is still to be drawn, nobody has drawn anything that is listed behind it. A block that draws no
-// more has a full ring whose oldest draw waits for a coefficient that does not come; before long it helps: it draws on,
-// adds up norms without keeping the gradients, and postpones the updates. So all of T's norms get drawn. When the list
-// is at its end, the blocks take up what was postponed; by then no coefficient is missing for long. With a trust ratio
-// it is not the producer that helps: see applier.cuh.
+// Why a step always ends, with any number of resident blocks. Norms that lead the list are drawn apart, by warps that
+// wait for nothing until there are none left. All other draws are handed out in list order. Let T be the first tensor
+// without a coefficient. Norm warps and copies wait for no update, so whatever was drawn of T's norms is summed. If
+// some norm of T is still to be drawn, nobody has drawn anything that is listed behind it. A block that draws no more
+// has a full ring whose oldest draw waits for a coefficient that does not come; before long it helps: it draws on, adds
+// up norms without keeping the gradients, and postpones the updates. So all of T's norms get drawn. When the list is at
+// its end, the blocks take up what was postponed; by then no coefficient is missing for long. With a trust ratio it is
+// not the producer that helps: see applier.cuh.
 #pragma once
 
 #include "cuda/norms.cuh"
@@ -54,7 +55,7 @@ class Producer {
     long long since = clock64();
     while (!__all_sync(kFullWarp, empty.is_over(next_.parity ^ 1u))) {
       if (__any_sync(kFullWarp, clock64() - since < kPatienceCycles)) continue;
-      if (oldest_waits()) {
+      if (block_.leading_drawn() && oldest_waits()) {
         help();
         __syncwarp();
       } else {
@@ -83,7 +84,7 @@ class Producer {
   __device__ uint32_t draw_tickets(uint32_t n) {
     uint32_t first = 0;
     if (lane_id() == 0) first = atomicAdd(&args_.workspace.counters->ticket, n);
-    return __shfl_sync(kFullWarp, first, 0);
+    return args_.n_leading + __shfl_sync(kFullWarp, first, 0);
   }
 
   // What this block is likely to draw next: the list is read once, so every item comes from far.
@@ -200,18 +201,15 @@ class Producer {
 
   // One draw without the ring: its norms now, its updates later.
   __device__ void help() {
-    if (__any_sync(kFullWarp, load_relaxed(&args_.workspace.counters->ticket) >= args_.n_draws)) return;
+    if (block_.all_drawn()) return;
     const uint32_t index = draw_tickets(1);
     if (index >= args_.n_draws) return;
-    const WorkItem item = lane_id() < kItemsPerDraw ? tables_.item_of(index, lane_id()) : WorkItem{kNoTensor, 0};
-    const uint32_t kinds = __shfl_sync(kFullWarp, item.kinds(), 0);
-    const void* const grad = tables_.grad_of<Types>(item);
-    const Part part = tables_.describe<Rule, Types>(item, grad != nullptr);
+    const uint32_t kinds = tables_.item_of(index, 0).kinds();
     if ((kinds & kUpdate) != 0 && lane_id() == 0) {
       const uint32_t at = atomicAdd(&args_.workspace.counters->n_postponed, 1u);
       store_relaxed(&args_.workspace.postponed[at], tag(block_.epoch, index));
     }
-    if ((kinds & kNorm) != 0) trees_.add(part, leaf_sums(DistantLeaves<Types>{grad, part.types, part.n}), scratch_);
+    if ((kinds & kNorm) != 0) take_distant_norms<Rule, Types>(tables_, trees_, index, scratch_);
   }
 
   // The updates of postponed draws.

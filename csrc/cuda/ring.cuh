@@ -88,6 +88,16 @@ struct Block {
   RingMemory ring;
   uint32_t n_slots;
   uint32_t epoch;
+
+  // By the whole warp: whether nobody finds another draw, or another one of those that lead the list.
+  __device__ bool all_drawn() const {
+    const StepArgs& args = tables.args;
+    return __any_sync(kFullWarp, load_relaxed(&args.workspace.counters->ticket) >= args.n_draws - args.n_leading);
+  }
+  __device__ bool leading_drawn() const {
+    const StepArgs& args = tables.args;
+    return __any_sync(kFullWarp, load_relaxed(&args.workspace.counters->leading_ticket) >= args.n_leading);
+  }
 };
 
 }  // namespace bertadam::cuda

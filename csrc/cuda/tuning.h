@@ -24,6 +24,9 @@ constexpr int kVectors = 4;
 // bounds them. Two: 3312 / 3898 us. A fourth would leave every thread 128 registers, and spills.
 constexpr int kNormWarps = 3;
 
+// How far ahead of a leading norm's draw the list is brought to L2: it is read once, so every item comes from far.
+constexpr uint32_t kItemsAhead = 4096;
+
 constexpr int kProducerWarp = kUpdateWarps;
 constexpr int kFirstNormWarp = kProducerWarp + 1;
 constexpr int kThreads = 32 * (kFirstNormWarp + kNormWarps);
@@ -47,9 +50,13 @@ constexpr int kSlotsInSurvey = 5;
 // with 13, 2997 with 11, and 3055 with 10, which keep too little of its matrices (with masters 3350, 3250, 3219, 3216,
 // 3234, 3308). Float gradients have room for 13 slots and are best with them: 3234 us, 3262 with 11.
 constexpr uint32_t kMostSlots = 14;
-// Where there are no norms, nothing is kept for later. BERT-large takes 3110 us with 4 slots, 3126 with 5, 3152 with 8,
-// 3187 with 13; a grid of plain blocks, as many as fit, took 3145 (bfloat16 with remainders 2901, 2916, 2953, 2991;
-// 2966).
+// Where the ring takes no norms, nothing is kept for later. BERT-large without clipping takes 3110 us with 4 slots,
+// 3126 with 5, 3152 with 8, 3187 with 13; a grid of plain blocks, as many as fit, took 3145 (bfloat16 with remainders
+// 2901, 2916, 2953, 2991; 2966). Clipped by the global norm it takes 3710 us where the norms pass through a long ring,
+// which keeps 2 % of the gradients, and 3605 where warps take them from memory before (bfloat16 with masters 3604 and
+// 3450: a producer and eight warps in turn, at 0.7 us for four draws and 3 us for one, were as slow with half of the
+// bytes). Behind a long ring, loads of warps have no room in L1: what leads a list that is clipped per tensor passes
+// through the ring, 3290 us, not 3330.
 constexpr uint32_t kSlotsWithoutNorms = 4;
 static_assert(kSlotsWithoutNorms >= kNormWarps && kMostSlots >= kNormWarps, "each has a slot of its own");
 

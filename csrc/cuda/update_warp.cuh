@@ -14,8 +14,8 @@ class UpdateWarp {
   __device__ UpdateWarp(const Block& block, int which) : block_(block), args_(block.tables.args), which_(which) {}
 
   __device__ void run(double* scratch) {
-    here_.cursor = sum_leading_norms<Types>(block_, which_, kUpdateWarps, scratch,
-                                            [this](const Cursor& at) { block_.ring.release(at.slot); });
+    here_.cursor = sum_first_norms<Types>(block_, which_, kUpdateWarps, scratch,
+                                          [this](const Cursor& at) { block_.ring.release(at.slot); });
     ahead_ = here_;
     Ahead a, b;
     bool more = load(a);

@@ -249,7 +249,7 @@ struct Problem {
     if (gpu.found_inf != cpu.found_inf) return "what was found infinite";
     if (gpu.n_skipped != cpu.n_skipped) return "the count of skipped updates";
     const Counters& c = gpu.counters;
-    if (c.ticket != 0 || c.workers_done != 0 || c.n_postponed != 0 || c.n_resumed != 0 ||
+    if (c.ticket != 0 || c.leading_ticket != 0 || c.workers_done != 0 || c.n_postponed != 0 || c.n_resumed != 0 ||
         c.epoch != static_cast<uint32_t>(number + 1)) {
       return "clean counters";
     }
