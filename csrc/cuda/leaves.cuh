@@ -16,14 +16,19 @@ __device__ __forceinline__ Element* shuffled(Element* pointer, int lane) {
   return reinterpret_cast<Element*>(__shfl_sync(kFullWarp, reinterpret_cast<unsigned long long>(pointer), lane));
 }
 
-// The gradients of a draw, four elements of a leaf at a time; those past the leaf's end count as zero. A row of every
-// leaf is in flight, or more, where they come from far and there are registers.
+// The first element of a row that is a lane's.
+__device__ __forceinline__ int first_of(int row) { return row * kLeafAccumulators + 4 * lane_id(); }
+
+// The gradients of a draw, four elements of a leaf at a time; those past the leaf's end count as zero. `fetch` begins
+// kRows rows of every leaf, as many as are worth their registers; `load` takes the `r`-th of them.
 template <class Types, class Grad>
 struct WholeLeaves {  // in a slot, all of them full
-  static constexpr int kRowsInFlight = 1;
+  static constexpr int kRows = 1;
   const unsigned char* slot;
 
-  __device__ void load(float (&x)[4], int leaf, int first) const {
+  __device__ void fetch(int) {}
+  __device__ void load(float (&x)[4], int leaf, int row, int) const {
+    const int first = first_of(row);
     constexpr int kStride = kLeafElements * Types::kMostGradBytes;
     const unsigned char* const grads = slot + leaf * kStride + grads_offset<Types>(sizeof(Grad));
     load_four_from_slot(x, reinterpret_cast<const Grad*>(grads) + first);
@@ -31,26 +36,29 @@ struct WholeLeaves {  // in a slot, all of them full
 };
 template <class Types>
 struct PartialLeaves {  // in a slot
-  static constexpr int kRowsInFlight = 1;
+  static constexpr int kRows = 1;
   const unsigned char* slot;
   const Part* parts;
 
-  __device__ void load(float (&x)[4], int leaf, int first) const {
+  __device__ void fetch(int) {}
+  __device__ void load(float (&x)[4], int leaf, int row, int r) const {
     Types::with_grad(parts[leaf].types,
-                     [&](auto grad) { WholeLeaves<Types, decltype(grad)>{slot}.load(x, leaf, first); });
-    const int n = parts[leaf].n;
+                     [&](auto grad) { WholeLeaves<Types, decltype(grad)>{slot}.load(x, leaf, row, r); });
+    const int first = first_of(row), n = parts[leaf].n;
 #pragma unroll
     for (int k = 0; k < 4; ++k) x[k] = first + k < n ? x[k] : 0.0f;
   }
 };
 template <class Types>
 struct DistantLeaves {  // in global memory: lane k has leaf k's address, type and length
-  static constexpr int kRowsInFlight = 1;
+  static constexpr int kRows = 1;
   const void* grad;
   uint32_t types;
   int n;
 
-  __device__ void load(float (&x)[4], int leaf, int first) const {
+  __device__ void fetch(int) {}
+  __device__ void load(float (&x)[4], int leaf, int row, int) const {
+    const int first = first_of(row);
     const void* const data = shuffled(grad, leaf);
     const int end = __shfl_sync(kFullWarp, n, leaf);
     Types::with_grad(__shfl_sync(kFullWarp, types, leaf), [&](auto element) {
@@ -63,14 +71,19 @@ struct DistantLeaves {  // in global memory: lane k has leaf k's address, type a
 
 template <class Grad>
 struct AlignedLeaves {  // in global memory, all of them full and aligned
-  static constexpr int kRowsInFlight = 16 / sizeof(Grad);
+  static constexpr int kRows = 16 / sizeof(Grad);
   const Grad* leaves[kLeaves];
+  Words words[kRows][kLeaves];
 
-  __device__ void load(float (&x)[4], int leaf, int first) const {
-    Words words;
-    load_four(words, leaves[leaf] + first);
+  __device__ void fetch(int row) {
 #pragma unroll
-    for (int k = 0; k < 4; ++k) x[k] = to_float(element_of<Grad>(words, k));
+    for (int i = 0; i < kRows * kLeaves; ++i) {
+      load_four(words[i / kLeaves][i % kLeaves], leaves[i % kLeaves] + first_of(row + i / kLeaves));
+    }
+  }
+  __device__ void load(float (&x)[4], int leaf, int, int r) const {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) x[k] = to_float(element_of<Grad>(words[r][leaf], k));
   }
 };
 
@@ -100,23 +113,23 @@ __device__ __forceinline__ void halve(double* x) {
 // first halvings divide the leaves among the lanes, the next two the accumulators, so that most of them move half of
 // what is left; where lanes are left over, both partners of the last keep the sum.
 template <class Leaves>
-__device__ __forceinline__ double leaf_sums(const Leaves& leaves) {
+__device__ __forceinline__ double leaf_sums(Leaves leaves) {
   double sums[4 * kLeaves];  // [leaf][accumulator]
 #pragma unroll
   for (int k = 0; k < 4 * kLeaves; ++k) sums[k] = 0.0;
-  constexpr int kRows = Leaves::kRowsInFlight;
 #pragma unroll 1
-  for (int row = 0; row < kLeafRows; row += kRows) {
-    float x[kRows][kLeaves][4];
+  for (int row = 0; row < kLeafRows; row += Leaves::kRows) {
+    leaves.fetch(row);
 #pragma unroll
-    for (int i = 0; i < kRows * kLeaves; ++i) {
-      leaves.load(x[i / kLeaves][i % kLeaves], i % kLeaves, (row + i / kLeaves) * kLeafAccumulators + 4 * lane_id());
-    }
+    for (int i = 0; i < Leaves::kRows * kLeaves; ++i) {
+      const int r = i / kLeaves, leaf = i % kLeaves;
+      float x[4];
+      leaves.load(x, leaf, row + r, r);
 #pragma unroll
-    for (int i = 0; i < 4 * kRows * kLeaves; ++i) {
-      const double wide = x[i / (4 * kLeaves)][i / 4 % kLeaves][i % 4];
-      double& sum = sums[i % (4 * kLeaves)];
-      sum = fma(wide, wide, sum);  // the square is exact
+      for (int k = 0; k < 4; ++k) {
+        const double wide = x[k];
+        sums[4 * leaf + k] = fma(wide, wide, sums[4 * leaf + k]);  // the square is exact
+      }
     }
   }
   halve<4 * kLeaves, 16>(sums);

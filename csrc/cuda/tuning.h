@@ -54,9 +54,8 @@ constexpr uint32_t kMostSlots = 14;
 // 3126 with 5, 3152 with 8, 3187 with 13; a grid of plain blocks, as many as fit, took 3145 (bfloat16 with remainders
 // 2901, 2916, 2953, 2991; 2966). Clipped by the global norm it takes 3710 us where the norms pass through a long ring,
 // which keeps 2 % of the gradients, and 3605 where warps take them from memory before (bfloat16 with masters 3604 and
-// 3450: a producer and eight warps in turn, at 0.7 us for four draws and 3 us for one, were as slow with half of the
-// bytes). Behind a long ring, loads of warps have no room in L1: what leads a list that is clipped per tensor passes
-// through the ring, 3290 us, not 3330.
+// 3450: for 8 KB a producer and eight warps in turn need 0.5 us, memory 0.35). Norms that lead a list clipped per
+// tensor pass through its ring, which is long for the sake of the others.
 constexpr uint32_t kSlotsWithoutNorms = 4;
 static_assert(kSlotsWithoutNorms >= kNormWarps && kMostSlots >= kNormWarps, "each has a slot of its own");
 
