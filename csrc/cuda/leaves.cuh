@@ -69,9 +69,14 @@ struct DistantLeaves {  // in global memory: lane k has leaf k's address, type a
   }
 };
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kBytesAhead = 8;  // of each accumulator; with 16 the kernel for mixed types spills there
+#else
+constexpr int kBytesAhead = 16;
+#endif
 template <class Grad>
 struct AlignedLeaves {  // in global memory, all of them full and aligned
-  static constexpr int kRows = 16 / sizeof(Grad);
+  static constexpr int kRows = kBytesAhead / sizeof(Grad);
   const Grad* leaves[kLeaves];
   Words words[kRows][kLeaves];
 
