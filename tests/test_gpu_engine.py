@@ -260,5 +260,5 @@ def test_no_step_leaves_its_counters_dirty() -> None:
     for step in range(3):
         opt.step()
         counters = opt._plans[0].scratch[0][: 6 * 4].view(torch.int32).tolist()
-        # ticket, workers done, epoch, draws postponed and resumed
+        # ticket, leading ticket, workers done, epoch, draws postponed and resumed
         assert counters == [0, 0, 0, step + 1, 0, 0]

@@ -135,7 +135,7 @@ def test_the_check_notices_a_wrong_list(damage: str) -> None:
 
 @pytest.mark.parametrize("wait_for_all", [False, True])
 def test_norms_alone_come_first_where_gradients_are_kept(wait_for_all: bool) -> None:
-    """A GPU's update warps take them before there is anything to update."""
+    """A GPU's warps take them before there is anything to update."""
     sizes = [5, 3 * CHUNK, 9 * CHUNK, 0, CHUNK + 1, 40 * CHUNK]
     needs_norm = [True, True, True, True, False, True]
     for retained in (0, 2, 7, 100):

@@ -75,7 +75,7 @@ class Applier {
   __device__ __forceinline__ static void load(Rows& rows, const Part& part, int first) {
     if (!part.has_grad) return;
 #pragma unroll
-    for (int r = 0; r < kHalf; ++r) rows[r].load(part, element(first + r), Rule::kApplyMovesStates);
+    for (int r = 0; r < kHalf; ++r) rows[r].load(part, first_of(first + r), Rule::kApplyMovesStates);
   }
 
   __device__ __forceinline__ void apply(Rows& rows, const Part& part, const PartScalars& scalars, float ratio,
@@ -87,7 +87,7 @@ class Applier {
     const auto* const updates = reinterpret_cast<const float*>(block_.ring.room(here_.slot, index));
 #pragma unroll
     for (int r = 0; r < kHalf; ++r) {
-      const int i = element(first + r);
+      const int i = first_of(first + r);
       float update[4];
       load_four_from_slot(update, updates + i);
       rows[r].template visit<true, Rule::kApplyMovesStates>(part, i, bits, update,
@@ -131,8 +131,6 @@ class Applier {
       store_relaxed(&args_.workspace.postponed[at], tag(block_.epoch, draw));
     }
   }
-
-  __device__ static int element(int row) { return row * kLeafAccumulators + 4 * lane_id(); }
 
   const Block& block_;
   const StepArgs& args_;

@@ -4,11 +4,15 @@
 
 #include <type_traits>
 
+#include "core/norm_tree.h"
 #include "core/random_bits.h"
 #include "core/storage.h"
 #include "cuda/ptx.cuh"
 
 namespace bertadam::cuda {
+
+// The first of a lane's four in a row of a leaf, which the lanes share out.
+__device__ __forceinline__ int first_of(int row) { return row * kLeafAccumulators + 4 * lane_id(); }
 
 using Words = uint32_t[4];  // elements of two bytes leave half of them unused
 

@@ -16,11 +16,8 @@ __device__ __forceinline__ Element* shuffled(Element* pointer, int lane) {
   return reinterpret_cast<Element*>(__shfl_sync(kFullWarp, reinterpret_cast<unsigned long long>(pointer), lane));
 }
 
-// The first element of a row that is a lane's.
-__device__ __forceinline__ int first_of(int row) { return row * kLeafAccumulators + 4 * lane_id(); }
-
 // The gradients of a draw, four elements of a leaf at a time; those past the leaf's end count as zero. `fetch` begins
-// kRows rows of every leaf, as many as are worth their registers; `load` takes the `r`-th of them.
+// kRows rows of every leaf; `load` takes the `r`-th of them.
 template <class Types, class Grad>
 struct WholeLeaves {  // in a slot, all of them full
   static constexpr int kRows = 1;
@@ -70,9 +67,9 @@ struct DistantLeaves {  // in global memory: lane k has leaf k's address, type a
 };
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int kBytesAhead = 8;  // of each accumulator; with 16 the kernel for mixed types spills there
+constexpr int kBytesAhead = 8;  // of each accumulator; with 16 the kernel for mixed types spills 24 bytes
 #else
-constexpr int kBytesAhead = 16;
+constexpr int kBytesAhead = 16;  // 64 registers; not compared with other depths on a GPU yet
 #endif
 template <class Grad>
 struct AlignedLeaves {  // in global memory, all of them full and aligned

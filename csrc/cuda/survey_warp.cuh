@@ -128,16 +128,14 @@ class SurveyWarp {
 
   __device__ __forceinline__ static void load(Rows& rows, const Part& part, int row, bool with_states) {
 #pragma unroll
-    for (int r = 0; r < kRowsAhead; ++r) rows[r].load(part, element(row + r), with_states);
+    for (int r = 0; r < kRowsAhead; ++r) rows[r].load(part, first_of(row + r), with_states);
   }
 
   template <class Work>
   __device__ __forceinline__ static void visit(Rows& rows, int row, Work work) {
 #pragma unroll
-    for (int r = 0; r < kRowsAhead; ++r) work(rows[r], element(row + r));
+    for (int r = 0; r < kRowsAhead; ++r) work(rows[r], first_of(row + r));
   }
-
-  __device__ static int element(int row) { return row * kLeafAccumulators + 4 * lane_id(); }
 
   // Of this warp's next draw, if that is here and may be read: an update only if its states are known to be.
   __device__ const Part* next_part() const {
