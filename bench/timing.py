@@ -22,6 +22,8 @@ Call = Callable[[], object]
 COPY_BYTES = {"cpu": 2**29, "cuda": 2**31}
 #: A host that needs half of it for one call launches more than any queue holds.
 _LONGEST_SLEEP_US = 200_000.0
+#: How many times the first sleep the longest may be: for a call that waits, none is long enough.
+_MOST_OF_A_SLEEP = 8
 _IDLE_SECONDS = 0.5
 
 
@@ -73,26 +75,34 @@ class DeviceClock:
     """Time on the GPU between the first and the last kernel of a call, by events.
 
     A sleep on the device that outlasts the host's part keeps the queue filled, so launch overhead
-    does not show, and the L2 cache is overwritten before. A call with more launches than the
-    queue holds (about 1,000) is still bound by the host: the sleep ends while it launches. So is
-    one that waits for the device on its way. The clock keeps its calls alive.
+    does not show, and the L2 cache is overwritten before. Where the sleep was over when the call
+    returned, the sample is taken again with twice the sleep: after other Python work a step may
+    take the host five times as long as after itself. A call with more launches than the queue holds
+    (about 1,000) is still bound by the host: the sleep ends while it launches. So is one that waits
+    for the device on its way. The clock keeps its calls alive.
     """
 
     def __init__(self, device: torch.device) -> None:
         properties = torch.cuda.get_device_properties(device)
         self._flush = torch.empty(4 * properties.L2_cache_size, dtype=torch.uint8, device=device)
         self._cycles_per_us = _sleep_cycles_per_us()
-        self._host_us: dict[Call, float] = {}
+        self._sleep_us: dict[Call, float] = {}  # of the last sample
+        self._longest_us: dict[Call, float] = {}
 
     def __call__(self, call: Call) -> float:
-        if call not in self._host_us:
-            self._host_us[call] = IdleTimes.of(call, n_calls=3).host.median
-        prepare(call)
-        self._flush.zero_()
-        # Twice the host's time: a single launch varies by that much.
-        sleep_us = min(2 * self._host_us[call] + 100, _LONGEST_SLEEP_US)
-        torch.cuda._sleep(int(sleep_us * self._cycles_per_us))
-        return _between_events_us(call)
+        if call not in self._sleep_us:
+            # Twice the host's time: a single launch varies by that much.
+            sleep_us = min(2 * IdleTimes.of(call, n_calls=3).host.median + 100, _LONGEST_SLEEP_US)
+            self._sleep_us[call] = sleep_us
+            self._longest_us[call] = min(_MOST_OF_A_SLEEP * sleep_us, _LONGEST_SLEEP_US)
+        while True:
+            prepare(call)
+            self._flush.zero_()
+            torch.cuda._sleep(int(self._sleep_us[call] * self._cycles_per_us))
+            elapsed_us, was_queued = _between_events_us(call)
+            if was_queued or self._sleep_us[call] >= self._longest_us[call]:
+                return elapsed_us
+            self._sleep_us[call] = min(2 * self._sleep_us[call], self._longest_us[call])
 
 
 def _sleep_cycles_per_us(n_cycles: int = 20_000_000) -> float:
@@ -100,16 +110,18 @@ def _sleep_cycles_per_us(n_cycles: int = 20_000_000) -> float:
         torch.cuda._sleep(n_cycles)
 
     sleep()  # wakes the clocks up
-    return n_cycles / _between_events_us(sleep)
+    return n_cycles / _between_events_us(sleep)[0]
 
 
-def _between_events_us(call: Call) -> float:
+def _between_events_us(call: Call) -> tuple[float, bool]:
+    """Return the time on the device, and whether the call returned before that began."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     call()
     end.record()
+    was_queued = not begin.query()
     torch.cuda.synchronize()
-    return begin.elapsed_time(end) * 1e3
+    return begin.elapsed_time(end) * 1e3, was_queued
 
 
 @dataclass(frozen=True)

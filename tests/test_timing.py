@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -84,3 +85,18 @@ def test_device_clock_sees_the_kernel_and_not_the_launch() -> None:
     assert clock(large.zero_) > 10 * clock(small.zero_)
     assert clock(small.zero_) < 30
     assert timing.count_launches(small.sqrt) == (1, 0)
+
+
+@pytest.mark.gpu
+def test_device_clock_takes_a_sample_again_where_the_host_was_late() -> None:
+    """Where it did not, the fill would take as long as the host's part of it."""
+    clock = timing.DeviceClock(torch.device("cuda"))
+    small = torch.empty(1, device="cuda")
+    delays = itertools.chain([0.0, 0.0, 0.0], itertools.repeat(0.0005))
+
+    def call() -> None:
+        time.sleep(next(delays))
+        small.zero_()
+
+    assert clock(call) < 30
+    assert next(delays) > 0
