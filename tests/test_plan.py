@@ -168,20 +168,21 @@ def test_of_what_does_not_fit_the_first_has_all_the_room_and_others_half() -> No
     assert kinds_of(made, 2) == [NORM] * 6 + [NORM | UPDATE] * 4 + [UPDATE] * 6
 
 
-def test_where_all_norms_are_waited_for_the_last_ones_are_kept() -> None:
-    made = plan([9 * CHUNK], wait_for_all=True, retained_draws=4)
+@pytest.mark.parametrize("retained", [0, 4, 100])
+def test_where_all_norms_are_waited_for_nothing_is_kept(retained: int) -> None:
+    made = plan([9 * CHUNK, 5], wait_for_all=True, retained_draws=retained)
     kinds = made["items"][::PER_DRAW, 2]
-    assert kinds.tolist() == [NORM] * 5 + [NORM | UPDATE] * 4 + [UPDATE] * 5
-    assert made["n_leading"] == 5
+    assert kinds.tolist() == [NORM] * 10 + [UPDATE] * 10
+    assert made["n_leading"] == 10
 
 
-def test_norms_lead_only_where_all_are_waited_for_and_nothing_is_surveyed() -> None:
+def test_the_norms_that_lead_are_counted() -> None:
     sizes = [9 * CHUNK, 5, 0]
-    assert plan(sizes, wait_for_all=True)["n_leading"] == 10
-    assert plan(sizes, wait_for_all=True, retained_draws=100)["n_leading"] == 0
-    assert plan(sizes)["n_leading"] == 0
-    assert plan(sizes, wait_for_all=True, surveys=True)["n_leading"] == 0
+    assert plan(sizes, retained_draws=7)["n_leading"] == 2
+    assert plan(sizes, retained_draws=100)["n_leading"] == 0
     assert plan(sizes, needs_norm=False)["n_leading"] == 0
+    assert plan(sizes, surveys=True, needs_norm=False)["n_leading"] == 0
+    assert plan(sizes, wait_for_all=True, surveys=True, retained_draws=7)["n_leading"] == 10
 
 
 def test_small_tensors_share_draws_and_none_is_divided() -> None:

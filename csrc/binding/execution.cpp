@@ -157,15 +157,12 @@ PlanOptions Execution::plan_options(bool wait_for_all) const {
     cuda::RingShape shape{};
     const int error = cuda::ring_shape(device_.index(), rule_, types(), &shape);
     TORCH_CHECK(error == 0, where_, ": CUDA error while planning: ", cuda::error_string(error));
-    // Where all norms are waited for, a short ring is worth more than what a long one keeps, see tuning.h.
-    const bool has_ratio = rule_info(rule_).has_trust_ratio;
-    const int64_t kept = wait_for_all && !has_ratio ? 0 : int64_t{shape.blocks} * shape.n_kept;
     return {cuda::kPartElements,
             cuda::kItemsPerDraw,
             wait_for_all,
             PlanOrder::kRetaining,
-            retained_draws_ >= 0 ? retained_draws_ : kept,
-            has_ratio};
+            retained_draws_ >= 0 ? retained_draws_ : int64_t{shape.blocks} * shape.n_kept,
+            rule_info(rule_).has_trust_ratio};
   }
 #endif
   return {cpu::kPartElements, 1, wait_for_all, PlanOrder::kInTurn, 0, rule_info(rule_).has_trust_ratio};

@@ -46,8 +46,10 @@ struct PlanOptions {
   int64_t items_per_draw;  // a power of two
   bool wait_for_all;       // every norm before the first write: global clipping, null steps, steps that find infinities
   PlanOrder order;
-  int64_t retained_draws = 0;  // how many draws' gradients, or surveyed updates, all workers keep together
-  bool surveys = false;        // for a rule with a trust ratio; norms, if there are any, are waited for all together
+  // How many draws' gradients, or surveyed updates, all workers keep together. Where all norms are waited for they keep
+  // no gradients: what they have read is too little, and a short ring is worth more (cuda/tuning.h).
+  int64_t retained_draws = 0;
+  bool surveys = false;  // for a rule with a trust ratio; norms, if there are any, are waited for all together
 };
 
 struct Plan {
@@ -58,10 +60,8 @@ struct Plan {
   std::vector<PlanTensor> tensors;
   std::vector<uint32_t> large;  // tensors of several chunks
   std::vector<WorkItem> items;  // items_per_draw of each draw
-  // Draws of norms alone that the list begins with, where all norms are waited for and nothing but updates follows: a
-  // GPU's workers take them without keeping anything.
-  int64_t n_leading = 0;
-  int64_t n_nodes = 0;  // of all tensors, and of the tree over the tensors' sums behind them
+  int64_t n_leading = 0;        // draws of norms alone that the list begins with
+  int64_t n_nodes = 0;          // of all tensors, and of the tree over the tensors' sums behind them
 };
 
 // What a tensor is divided into. An empty one has a part, too.
@@ -94,11 +94,9 @@ class DrawList {
     while (items_.size() % per_draw_ != 0) items_.push_back({kNoTensor, 0});
   }
 
-  // Copies draws [begin, end) to `list`, as items of these kinds.
-  void emit(std::vector<WorkItem>& list, size_t begin, size_t end, uint32_t kinds) const {
-    for (size_t i = begin * per_draw_; i < end * per_draw_; ++i) {
-      list.push_back({items_[i].tensor, items_[i].code | kinds});
-    }
+  // Copies all draws to `list`, as items of these kinds.
+  void emit(std::vector<WorkItem>& list, uint32_t kinds) const {
+    for (const WorkItem& item : items_) list.push_back({item.tensor, item.code | kinds});
   }
 
  private:
@@ -135,7 +133,7 @@ inline void list_in_turn(const PlanInput& in, Plan& plan) {
   const auto chunk_of = [&](uint32_t tensor, size_t chunk, uint32_t kinds) {
     DrawList draw(per_draw);
     draw.add_chunk(tensor, chunk, in.parts(tensor));
-    draw.emit(plan.items, 0, 1, kinds);
+    draw.emit(plan.items, kinds);
   };
   // After norms, updates go through a tensor from its end: the gradients summed last are the likeliest to be cached
   // still. Otherwise from its beginning, as prefetchers like it (5 % of a step on a CPU).
@@ -174,11 +172,11 @@ inline void list_norms(const PlanInput& in, Plan& plan) {
     }
     norms.fill_up();
   }
-  norms.emit(plan.items, 0, norms.size(), kNorm);
+  norms.emit(plan.items, kNorm);
 }
 
 // Norms (or surveys) that are not kept come first and the updates that they leave come last, so that what is kept flows
-// through the workers without a gap. Small tensors are packed, and always kept unless all norms are waited for.
+// through the workers without a gap. Small tensors are packed, and always kept where anything is.
 inline void list_retaining(const PlanInput& in, Plan& plan) {
   const auto per_draw = static_cast<size_t>(in.options.items_per_draw);
   const auto most_kept = static_cast<size_t>(in.options.retained_draws);
@@ -210,15 +208,11 @@ inline void list_retaining(const PlanInput& in, Plan& plan) {
       }
     }
   }
-  // Where all norms are waited for, the workers keep what they read last.
-  const size_t end = unkept.size();
-  const size_t split = in.norms_first() && !in.options.surveys ? end - std::min(end, most_kept) : end;
-  plan.items.reserve(plan.items.size() + (end + split + kept.size() + plain.size()) * per_draw);
-  unkept.emit(plan.items, 0, split, preparation);
-  unkept.emit(plan.items, split, end, preparation | kUpdate);
-  kept.emit(plan.items, 0, kept.size(), preparation | kUpdate);
-  plain.emit(plan.items, 0, plain.size(), kUpdate);
-  unkept.emit(plan.items, 0, split, kUpdate);
+  plan.items.reserve(plan.items.size() + (2 * unkept.size() + kept.size() + plain.size()) * per_draw);
+  unkept.emit(plan.items, preparation);
+  kept.emit(plan.items, preparation | kUpdate);
+  plain.emit(plan.items, kUpdate);
+  unkept.emit(plan.items, kUpdate);
 }
 
 inline Plan make_plan(const std::vector<int64_t>& n_elements, const std::vector<uint32_t>& group,
@@ -243,7 +237,7 @@ inline Plan make_plan(const std::vector<int64_t>& n_elements, const std::vector<
     const auto first = static_cast<size_t>(draw * options.items_per_draw);
     return first < plan.items.size() && plan.items[first].kinds() == kNorm;
   };
-  while (options.wait_for_all && !options.surveys && leads(plan.n_leading)) ++plan.n_leading;
+  while (leads(plan.n_leading)) ++plan.n_leading;
   return plan;
 }
 

@@ -1,11 +1,13 @@
 // The engine: one launch does a whole step. A block is a producer warp (producer.cuh) that fills a ring of draws
-// (ring.cuh), norm warps that run ahead (norms.cuh), and update warps that follow (update_warp.cuh) and find the
-// gradients still on chip. Where all norms are waited for, nearly nothing could be kept: the norms lead the list, warps
-// read them straight from memory, and the ring has updates alone. Which block does what depends on timing; what is
-// computed does not. Where the ring has no norms to take, a short one leaves L1 more room.
+// (ring.cuh), norm warps that run ahead (norm_warp.cuh), and update warps that follow (update_warp.cuh) and find the
+// gradients still on chip. Norms whose gradients cannot be kept lead the list, and all warps but the producer take them
+// first, straight from memory (norms.cuh): those of a tensor that is too large, or all, where all are waited for. Then
+// the ring has updates alone, and a short one leaves L1 more room. Which block does what depends on timing; what is
+// computed does not.
 #pragma once
 
 #include "cuda/kernels.h"
+#include "cuda/norm_warp.cuh"
 #include "cuda/norms.cuh"
 #include "cuda/producer.cuh"
 #include "cuda/ring.cuh"
@@ -92,11 +94,11 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
   const int warp = static_cast<int>(threadIdx.x / 32);
   if (warp != kProducerWarp) sum_leading_norms<Rule, Types>(block, scratch[warp]);
   if (warp < kUpdateWarps) {
-    UpdateWarp<Rule, Types>(block, warp).run(scratch[warp]);
+    UpdateWarp<Rule, Types>(block, warp).run();
   } else if (warp == kProducerWarp) {
     Producer<Rule, Types>(block).run(scratch[warp]);
   } else {
-    run_norm_warp<Types>(block, warp - kFirstNormWarp, scratch[warp]);
+    NormWarp<Types>(block, warp - kFirstNormWarp).run(scratch[warp]);
   }
   end_block(block);
 }

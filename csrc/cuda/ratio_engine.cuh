@@ -17,8 +17,9 @@ __global__ void __launch_bounds__(kThreads, 1) ratio_kernel(const __grid_constan
   const Tables tables = tables_of(args);
   const Block block = begin_block<Types>(tables, memory, args.n_slots, kUpdateWarps + 2);
   const int warp = static_cast<int>(threadIdx.x / 32);
+  if (warp != kProducerWarp) sum_leading_norms<Rule, Types>(block, scratch[warp]);
   if (warp < kUpdateWarps) {
-    SurveyWarp<Rule, Types>(block, warp).run(scratch[warp]);
+    SurveyWarp<Rule, Types>(block, warp).run();
   } else if (warp == kProducerWarp) {
     Producer<Rule, Types>(block).run(scratch[warp]);
   } else if (warp == kProducerWarp + 1) {

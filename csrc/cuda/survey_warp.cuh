@@ -19,8 +19,7 @@ class SurveyWarp {
   __device__ SurveyWarp(const Block& block, int which)
       : block_(block), args_(block.tables.args), which_(which), leaf_(which % kItemsPerDraw) {}
 
-  __device__ void run(double* scratch) {
-    here_ = sum_first_norms<Types>(block_, which_, kUpdateWarps, scratch, [this](const Cursor& at) { pass(at); });
+  __device__ void run() {
     for (bool turn = which_ < kItemsPerDraw;; turn = !turn) {
       block_.ring.full[here_.slot].wait(here_.parity);
       const Draw& draw = block_.ring.draws[here_.slot];

@@ -1,8 +1,7 @@
 // The role of an update warp: its elements of every draw, in ring order. While it computes, its next loads are in
-// flight. Before there is anything to update, it takes norms.
+// flight.
 #pragma once
 
-#include "cuda/norms.cuh"
 #include "cuda/ring.cuh"
 #include "cuda/updates.cuh"
 
@@ -13,10 +12,7 @@ class UpdateWarp {
  public:
   __device__ UpdateWarp(const Block& block, int which) : block_(block), args_(block.tables.args), which_(which) {}
 
-  __device__ void run(double* scratch) {
-    here_.cursor = sum_first_norms<Types>(block_, which_, kUpdateWarps, scratch,
-                                          [this](const Cursor& at) { block_.ring.release(at.slot); });
-    ahead_ = here_;
+  __device__ void run() {
     Ahead a, b;
     bool more = load(a);
     while (more) {
