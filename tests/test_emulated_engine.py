@@ -111,8 +111,8 @@ MUTATIONS = {
     ),
     "forgets what it postponed": (
         "cuda/producer.cuh",
-        "    for (uint32_t draw; resumes(draw);) {",
-        "    for (uint32_t draw; false && resumes(draw);) {",
+        "        n = resumes(first) ? 1 : 0;\n",
+        "        n = 0;\n",
     ),
 }
 

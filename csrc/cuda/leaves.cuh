@@ -66,14 +66,9 @@ struct DistantLeaves {  // in global memory: lane k has leaf k's address, type a
   }
 };
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int kBytesAhead = 8;  // of each accumulator; with 16 the kernel for mixed types spills 24 bytes
-#else
-constexpr int kBytesAhead = 16;  // BERT-large, per tensor / global: 3235 / 3550 us; with 8 3272 / 3560
-#endif
-template <class Grad>
+template <class Types, class Grad>
 struct AlignedLeaves {  // in global memory, all of them full and aligned
-  static constexpr int kRows = kBytesAhead / sizeof(Grad);
+  static constexpr int kRows = Types::kBytesAhead / sizeof(Grad);
   const Grad* leaves[kLeaves];
   Words words[kRows][kLeaves];
 
@@ -148,7 +143,7 @@ __device__ __forceinline__ double distant_leaf_sums(const void* grad, uint32_t t
   if (!__all_sync(kFullWarp, is_plain)) return leaf_sums(DistantLeaves<Types>{grad, types, n});
   double sum = 0.0;
   Types::with_grad(first_types, [&](auto element) {
-    AlignedLeaves<decltype(element)> leaves;
+    AlignedLeaves<Types, decltype(element)> leaves;
 #pragma unroll
     for (int leaf = 0; leaf < kLeaves; ++leaf) {
       leaves.leaves[leaf] = static_cast<const decltype(element)*>(shuffled(grad, leaf));

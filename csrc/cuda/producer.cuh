@@ -24,21 +24,32 @@ class Producer {
 
   __device__ void run(double* scratch) {
     scratch_ = scratch;
-    for (;;) {
+    bool listed = true, postponed = true;      // whether there may be draws that are
+    bool all_applied = !Rule::kHasTrustRatio;  // until then an applier may still postpone
+#pragma unroll 1
+    for (uint32_t n_ended = 0; n_ended < block_.n_slots;) {
       wait_for_slot();
-      const uint32_t n_free = free_slots();
-      const uint32_t first = draw_tickets(n_free);
-      const uint32_t n_drawn = first < args_.n_draws ? min(n_free, args_.n_draws - first) : 0u;
-      prefetch_items(first + gridDim.x);
-      if (n_drawn > 0) fill(first, n_drawn, kNorm | kSurvey | kUpdate);
-      if (n_drawn < n_free) break;
+      uint32_t first = 0, n = 0, kinds = kUpdate;
+      if (listed) {
+        const uint32_t n_free = free_slots();
+        first = draw_tickets(n_free);
+        n = first < args_.n_draws ? min(n_free, args_.n_draws - first) : 0u;
+        kinds |= kNorm | kSurvey;
+        listed = n == n_free;
+        prefetch_items(first + gridDim.x);
+      } else if (postponed) {
+        n = resumes(first) ? 1 : 0;
+        postponed = n > 0;
+        if (!postponed && !all_applied) {
+          wait_for_all_slots();
+          postponed = all_applied = true;
+        }
+      } else {
+        end();
+        ++n_ended;
+      }
+      if (n > 0) fill(first, n, kinds);
     }
-    resume();
-    if constexpr (Rule::kHasTrustRatio) {
-      wait_for_all_slots();  // until then an applier may still postpone
-      resume();
-    }
-    for (uint32_t i = 0; i < block_.n_slots; ++i) end();
   }
 
  private:
@@ -141,7 +152,6 @@ class Producer {
   }
 
   __device__ void end() {
-    wait_for_slot();
     if (lane_id() == 0) {
       block_.ring.draws[next_.slot].kinds = 0;
       block_.ring.full[next_.slot].arrive();
@@ -212,15 +222,6 @@ class Producer {
     if ((kinds & kNorm) != 0) take_distant_norms<Rule, Types>(tables_, trees_, index, scratch_);
   }
 
-  // The updates of postponed draws.
-  __device__ void resume() {
-    for (uint32_t draw; resumes(draw);) {
-      if (Rule::kHasTrustRatio) __threadfence();  // the states that whoever postponed it has moved
-      wait_for_slot();
-      fill(draw, 1, kUpdate);
-    }
-  }
-
   // Takes a postponed draw, if one is left. Whoever postpones one comes here afterwards, so none is forgotten.
   __device__ bool resumes(uint32_t& draw) {
     uint32_t found = args_.n_draws;
@@ -241,6 +242,7 @@ class Producer {
       }
     }
     draw = __shfl_sync(kFullWarp, found, 0);
+    if (Rule::kHasTrustRatio) __threadfence();  // the states that whoever postponed it has moved
     return draw < args_.n_draws;
   }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/types.h"
+#include "cuda/tuning.h"
 
 namespace bertadam::cuda {
 
@@ -9,6 +10,7 @@ namespace bertadam::cuda {
 template <class Row>
 struct OneRow {
   static constexpr uint32_t kMostGradBytes = sizeof(typename Row::Grad);
+  static constexpr int kBytesAhead = kNormBytesAhead;
   template <class Table>
   using Kept = const Table;  // in registers, through a step
 
@@ -25,6 +27,7 @@ struct OneRow {
 // Of an optimizer with tensors of several types. All branches are uniform: a warp works on one tensor at a time.
 struct AnyRow {
   static constexpr uint32_t kMostGradBytes = sizeof(float);
+  static constexpr int kBytesAhead = kNormBytesAhead / 2;  // with all, AMSGrad spills on sm_90, Adam on sm_100
   template <class Table>
   using Kept = const Table&;  // there are no registers left: a copy spills on sm_80
 

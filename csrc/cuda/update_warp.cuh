@@ -12,15 +12,18 @@ class UpdateWarp {
  public:
   __device__ UpdateWarp(const Block& block, int which) : block_(block), args_(block.tables.args), which_(which) {}
 
+  // What was read is moved, so that there is one copy of the code. Two in turns need no moves, and are 43 KB of machine
+  // code instead of 24: too much beside what the producer and the norm warps run at the same time. Clipped per tensor,
+  // BERT-large takes 3188 us with one, 3235 with two (bfloat16 with remainders 2965 and 2998).
   __device__ void run() {
-    Ahead a, b;
-    bool more = load(a);
+    Ahead now;
+    bool more = load(now);
+#pragma unroll 1
     while (more) {
-      more = load(b);
-      update(a);
-      if (!more) break;
-      more = load(a);
-      update(b);
+      Ahead next;
+      more = load(next);
+      update(now);
+      now = next;
     }
   }
 
