@@ -22,6 +22,8 @@ class Producer {
   __device__ explicit Producer(const Block& block)
       : block_(block), tables_(block.tables), args_(block.tables.args), trees_(block) {}
 
+  // One loop for what is listed, what was postponed and the end, so that waiting, helping and filling are compiled
+  // once.
   __device__ void run(double* scratch) {
     scratch_ = scratch;
     bool listed = true, postponed = true;      // whether there may be draws that are

@@ -13,8 +13,9 @@ class UpdateWarp {
   __device__ UpdateWarp(const Block& block, int which) : block_(block), args_(block.tables.args), which_(which) {}
 
   // What was read is moved, so that there is one copy of the code. Two in turns need no moves, and are 43 KB of machine
-  // code instead of 24: too much beside what the producer and the norm warps run at the same time. Clipped per tensor,
-  // BERT-large takes 3188 us with one, 3235 with two (bfloat16 with remainders 2965 and 2998).
+  // code instead of 24: more, it seems, than instruction caches hold beside the producer's and the norm warps'. Clipped
+  // per tensor, BERT-large takes 3188 us with one, 3235 with two (bfloat16 with remainders 2965 and 2998); without
+  // norms there is no difference.
   __device__ void run() {
     Ahead now;
     bool more = load(now);
