@@ -65,7 +65,7 @@ def draw(file: Path, rows: Sequence[Row], circumstances: Circumstances) -> bool:
             axis.tick_params(axis="y", length=0)
         figure.suptitle(
             f"One step of {_subject(timed[0])}, {timed[0].n_params / 1e6:,.0f} M parameters, "
-            f"{dtype}: time (as a multiple of ours), share of a copy's speed\n"
+            f"{dtype}: time (x ours), share of a copy's speed\n"
             f"{same}{_where(circumstances)}, copy {timed[0].copy_gbps or 0:,.0f} GB/s",
             x=0.01,
             ha="left",

@@ -44,7 +44,7 @@ MODES: dict[str, tuple[tuple[str, str], dict[str, Any]]] = {
     "LARS": (LARS, {}),
 }
 # Blocks and retained draws. One block has fewer slots than the largest tensor has chunks, so that
-# the last shape postpones updates.
+# the last shape postpones updates, where not all norms are waited for.
 SHAPES = ((0, -1), (5, 0), (1, 7), (1, 10**6))
 SIZES = (0, 1, 3, 33, 1023, 1025, 4096, 4099, 90_001)
 

@@ -19,7 +19,7 @@ MODES: dict[str, dict[str, Any]] = {
     "null steps": {"lr": 0.0},
 }
 # Blocks and retained draws on a GPU: its own choice, several blocks that keep nothing, one block
-# that runs out of slots and postpones updates.
+# that runs out of slots and, clipped per tensor, postpones updates.
 AUTO = (0, -1)
 SHAPES = {"auto": AUTO, "five keep none": (5, 0), "one keeps all": (1, 10**6)}
 on_gpu = pytest.mark.gpu

@@ -4,11 +4,11 @@
 // Why a step always ends, with any number of resident blocks. Norms that lead the list are drawn apart, by warps that
 // wait for nothing until there are none left. All other draws are handed out in list order. Let T be the first tensor
 // without a coefficient. Norm warps and copies wait for no update, so whatever was drawn of T's norms is summed. If
-// some norm of T is still to be drawn, nobody has drawn anything that is listed behind it. A block that draws no more
-// has a full ring whose oldest draw waits for a coefficient that does not come; before long it helps: it draws on, adds
-// up norms without keeping the gradients, and postpones the updates. So all of T's norms get drawn. When the list is at
-// its end, the blocks take up what was postponed; by then no coefficient is missing for long. With a trust ratio it is
-// not the producer that helps: see applier.cuh.
+// some norm of T is still to be drawn and does not lead, nobody has drawn anything that is listed behind it. A block
+// that draws no more has a full ring whose oldest draw waits for a coefficient that does not come; before long it
+// helps: it draws on, adds up norms without keeping the gradients, and postpones the updates. So all of T's norms get
+// drawn. When the list is at its end, the blocks take up what was postponed; by then no coefficient is missing for
+// long. With a trust ratio it is not the producer that helps: see applier.cuh.
 #pragma once
 
 #include "cuda/norms.cuh"

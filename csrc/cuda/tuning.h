@@ -1,6 +1,7 @@
 // Every number that speed depends on and results do not. Times are of BERT-large's 336 M parameters in fp32 on an H100
 // (80 GB HBM3, 132 SMs, CUDA 13.0), 2026-11, clip per tensor / global / none. The choices made here take 3190 / 3533 /
-// 3091 us; other figures are to be read beside the 3300 / 3677 us of their time.
+// 3091 us; figures that name nothing to be read beside are of a time when they took
+// 3300 / 3677.
 #pragma once
 
 #include "core/norm_tree.h"
@@ -28,8 +29,8 @@ constexpr int kNormWarps = 3;
 // Nearly three rounds of all warps on an H100; other distances were not compared.
 constexpr uint32_t kItemsAhead = 4096;
 
-// Bytes of gradients that a lane of it reads for each of its accumulators before it adds them up. With 8 in place of 16
-// BERT-large takes 3272 / 3560 us, beside 3235 / 3550.
+// Bytes of gradients that a lane reads for each accumulator of leading norms before it adds them up. With 8 in place of
+// 16 BERT-large takes 3272 / 3560 us, beside 3235 / 3550.
 constexpr int kNormBytesAhead = 16;
 
 constexpr int kProducerWarp = kUpdateWarps;
@@ -56,13 +57,13 @@ constexpr int kSlotsInSurvey = 5;
 // 3234, 3308). Float gradients have room for 13 slots and are best with them: 3234 us, 3262 with 11.
 constexpr uint32_t kMostSlots = 14;
 // Where the ring takes no norms, nothing is kept for later. BERT-large without clipping takes 3091 us with 3 slots,
-// 3110 with 4, 3135 with 6, 3152 with 8, 3187 with 13 (bfloat16 with remainders 2879, 2898; 4 to 13: 2901, 2916, 2953,
-// 2991 before); a grid of plain blocks, as many as fit, took 3145. Clipped by the global norm it takes 3710 us where
-// the norms pass through a long ring, which keeps 2 % of the gradients, and 3605 where warps take them from memory
-// before (bfloat16 with masters 3604 and 3450: for 8 KB a producer and eight warps in turn need 0.5 us, memory 0.35).
-// Clipped per tensor, the norms that are not kept take 11 us less from memory than through the ring, though it is long
-// for the sake of the others; those of a single tensor of 1e9 elements, nearly all of them, take 32 us of 10,700 more,
-// LAMB's make no difference.
+// 3110 with 4, 3135 with 6, 3152 with 8, 3187 with 13 (bfloat16 with remainders 2880 with 3, 2898 with 4, 2953
+// with 8, 2991 with 13); a grid of plain blocks, as many as fit, took 3145. Clipped by the global norm it takes 3710 us
+// where the norms pass through a long ring, which keeps 2 % of the gradients, and 3605 where warps take them from
+// memory before (bfloat16 with masters 3604 and 3450: for 8 KB a producer and eight warps in turn need 0.5 us, memory
+// 0.35). Clipped per tensor, the norms that are not kept take 11 us less from memory than through the ring, though it
+// is long for the sake of the others; those of a single tensor of 1e9 elements, nearly all of them, take 32 us of
+// 10,700 more, LAMB's make no difference.
 constexpr uint32_t kSlotsWithoutNorms = 3;
 static_assert(kSlotsWithoutNorms >= kNormWarps && kMostSlots >= kNormWarps, "each has a slot of its own");
 
