@@ -5,7 +5,7 @@
 
 #include "core/rules/new_param.h"
 #include "cuda/four.cuh"
-#include "cuda/norms.cuh"
+#include "cuda/leaves.cuh"
 #include "cuda/updates.cuh"
 
 namespace bertadam::cuda {

@@ -1,7 +1,6 @@
 // Every number that speed depends on and results do not. Times are of BERT-large's 336 M parameters in fp32 on an H100
 // (80 GB HBM3, 132 SMs, CUDA 13.0), 2026-11, clip per tensor / global / none. The choices made here take 3190 / 3533 /
-// 3091 us; figures that name nothing to be read beside are of a time when they took
-// 3300 / 3677.
+// 3091 us; figures that name nothing to be read beside are of a time of 3300 / 3677 us.
 #pragma once
 
 #include "core/norm_tree.h"
@@ -57,8 +56,8 @@ constexpr int kSlotsInSurvey = 5;
 // 3234, 3308). Float gradients have room for 13 slots and are best with them: 3234 us, 3262 with 11.
 constexpr uint32_t kMostSlots = 14;
 // Where the ring takes no norms, nothing is kept for later. BERT-large without clipping takes 3091 us with 3 slots,
-// 3110 with 4, 3135 with 6, 3152 with 8, 3187 with 13 (bfloat16 with remainders 2880 with 3, 2898 with 4, 2953
-// with 8, 2991 with 13); a grid of plain blocks, as many as fit, took 3145. Clipped by the global norm it takes 3710 us
+// 3110 with 4, 3135 with 6, 3152 with 8, 3187 with 13 (bfloat16 with remainders 2880 with 3, 2898 with 4, 2953 with
+// 8, 2991 with 13); a grid of plain blocks, as many as fit, took 3145. Clipped by the global norm it takes 3710 us
 // where the norms pass through a long ring, which keeps 2 % of the gradients, and 3605 where warps take them from
 // memory before (bfloat16 with masters 3604 and 3450: for 8 KB a producer and eight warps in turn need 0.5 us, memory
 // 0.35). Clipped per tensor, the norms that are not kept take 11 us less from memory than through the ring, though it
