@@ -114,6 +114,12 @@ MUTATIONS = {
         "        n = resumes(first) ? 1 : 0;\n",
         "        n = 0;\n",
     ),
+    "never helps": ("cuda/producer.cuh", "return !block_.all_prepared();", "return false;"),
+    "puts off updates where there is no norm left": (
+        "cuda/producer.cuh",
+        "return !block_.all_prepared();",
+        "return true;",
+    ),
 }
 
 

@@ -135,14 +135,15 @@ def occupier(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return load_cuda("occupy_sms.cu", tmp_path_factory.mktemp("occupy"))
 
 
-@modes
-@pytest.mark.parametrize("retained_draws", [-1, 10**6], ids=["auto", "keeps too much"])
+@pytest.mark.parametrize(
+    ("mode", "retained_draws"), [*((mode, -1) for mode in MODES), ("per tensor", 10**6)]
+)
 def test_ten_thousand_steps_beside_a_kernel_that_competes_for_sms(
-    occupier: Any, settings: dict[str, Any], retained_draws: int
+    occupier: Any, mode: str, retained_draws: int
 ) -> None:
     """Some SMs are taken for 40 to 800 us, then others. A block that keeps too much has to help."""
     n_steps, look_at = 10_000, 4 * PIECE
-    alone, beside = (Course("cuda", WIDE, n_steps, settings) for _ in range(2))
+    alone, beside = (Course("cuda", WIDE, n_steps, MODES[mode]) for _ in range(2))
     beside.opt._plans[0].retained_draws = retained_draws
     expected = []
     for begin in range(0, n_steps, PIECE):

@@ -185,6 +185,15 @@ def test_the_norms_that_lead_are_counted() -> None:
     assert plan(sizes, wait_for_all=True, surveys=True, retained_draws=7)["n_leading"] == 10
 
 
+def test_behind_the_last_norm_or_survey_there_are_updates_alone() -> None:
+    sizes = [9 * CHUNK, 5, 0]
+    assert plan(sizes, wait_for_all=True)["n_preparing"] == 10  # each of them leads
+    assert plan(sizes, retained_draws=7)["n_preparing"] == 2 + 8  # kept: 7 and the small ones'
+    assert plan(sizes, needs_norm=False)["n_preparing"] == 0
+    assert plan(sizes, surveys=True, needs_norm=False, retained_draws=7)["n_preparing"] == 10
+    assert plan(sizes, wait_for_all=True, surveys=True, retained_draws=7)["n_preparing"] == 10 + 10
+
+
 def test_small_tensors_share_draws_and_none_is_divided() -> None:
     made = plan([3 * PART, PART, 2 * PART, 5, 2 * PART, 4 * PART])
     assert made["items"].view(-1, PER_DRAW, 4)[:, :, 0].tolist() == [

@@ -45,6 +45,7 @@ py::dict plan(const std::vector<int64_t>& n_elements, const std::vector<bool>& n
   result["items"] = items;
   result["tensors"] = tensors;
   result["n_leading"] = plan.n_leading;
+  result["n_preparing"] = plan.n_preparing;
   result["n_nodes"] = plan.n_nodes;
   return result;
 }

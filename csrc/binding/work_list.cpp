@@ -32,6 +32,7 @@ void WorkList::describe(StepArgs& args) const {
   args.n_large = static_cast<uint32_t>(plan_.large.size());
   args.n_draws = static_cast<uint32_t>(n_draws());
   args.n_leading = static_cast<uint32_t>(plan_.n_leading);
+  args.n_preparing = static_cast<uint32_t>(plan_.n_preparing);
   args.n_tensors = static_cast<uint32_t>(plan_.tensors.size());
   args.total_tree = plan_.n_nodes - tree_nodes(static_cast<int64_t>(plan_.tensors.size()));
   args.has_norms = plan_.has_norms;

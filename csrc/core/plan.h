@@ -61,6 +61,7 @@ struct Plan {
   std::vector<uint32_t> large;  // tensors of several chunks
   std::vector<WorkItem> items;  // items_per_draw of each draw
   int64_t n_leading = 0;        // draws of norms alone that the list begins with
+  int64_t n_preparing = 0;      // draws up to the last one of norms or surveys; behind it are updates alone
   int64_t n_nodes = 0;          // of all tensors, and of the tree over the tensors' sums behind them
 };
 
@@ -233,11 +234,12 @@ inline Plan make_plan(const std::vector<int64_t>& n_elements, const std::vector<
   plan.has_norms = options.wait_for_all || std::find(needs_norm.begin(), needs_norm.end(), true) != needs_norm.end();
   const PlanInput input{n_elements, needs_norm, options};
   options.order == PlanOrder::kInTurn ? list_in_turn(input, plan) : list_retaining(input, plan);
-  const auto leads = [&](int64_t draw) {
-    const auto first = static_cast<size_t>(draw * options.items_per_draw);
-    return first < plan.items.size() && plan.items[first].kinds() == kNorm;
+  const auto kinds = [&](int64_t draw) {
+    return plan.items[static_cast<size_t>(draw * options.items_per_draw)].kinds();
   };
-  while (leads(plan.n_leading)) ++plan.n_leading;
+  plan.n_preparing = static_cast<int64_t>(plan.items.size()) / options.items_per_draw;
+  while (plan.n_preparing > 0 && kinds(plan.n_preparing - 1) == kUpdate) --plan.n_preparing;
+  while (plan.n_leading < plan.n_preparing && kinds(plan.n_leading) == kNorm) ++plan.n_leading;
   return plan;
 }
 

@@ -73,6 +73,7 @@ struct StepArgs {
   const void* const* grads;  // null: the tensor takes no part in this step
   uint32_t n_draws, n_tensors, n_groups, n_large;
   uint32_t n_leading;       // the plan's
+  uint32_t n_preparing;     // the plan's
   int64_t total_tree;       // first node of the tree over the tensors' sums
   uint32_t n_workers;       // on a CPU
   bool has_norms;           // the plan's

@@ -119,7 +119,7 @@ class Applier {
         return true;
       }
       if (__any_sync(kFullWarp, clock64() - since < kPatienceCycles)) continue;
-      if (!block_.all_drawn()) return false;
+      if (!block_.all_prepared()) return false;
       since = clock64();
     }
   }

@@ -6,9 +6,9 @@
 // without a coefficient. Norm warps and copies wait for no update, so whatever was drawn of T's norms is summed. If
 // some norm of T is still to be drawn and does not lead, nobody has drawn anything that is listed behind it. A block
 // that draws no more has a full ring whose oldest draw waits for a coefficient that does not come; before long it
-// helps: it draws on, adds up norms without keeping the gradients, and postpones the updates. So all of T's norms get
-// drawn. When the list is at its end, the blocks take up what was postponed; by then no coefficient is missing for
-// long. With a trust ratio it is not the producer that helps: see applier.cuh.
+// helps: it draws on, adds up norms without keeping the gradients, and postpones the updates, until there are updates
+// alone. So all of T's norms get drawn. When the list is at its end, the blocks take up what was postponed; by then no
+// coefficient is missing for long. With a trust ratio it is not the producer that helps: see applier.cuh.
 #pragma once
 
 #include "cuda/norms.cuh"
@@ -20,7 +20,11 @@ template <class Rule, class Types>
 class Producer {
  public:
   __device__ explicit Producer(const Block& block)
-      : block_(block), tables_(block.tables), args_(block.tables.args), trees_(block) {}
+      : block_(block),
+        tables_(block.tables),
+        args_(block.tables.args),
+        trees_(block),
+        leading_drawn_(args_.n_leading == 0) {}
 
   // One loop for what is listed, what was postponed and the end, so that waiting, helping and filling are compiled
   // once.
@@ -68,7 +72,7 @@ class Producer {
     long long since = clock64();
     while (!__all_sync(kFullWarp, empty.is_over(next_.parity ^ 1u))) {
       if (__any_sync(kFullWarp, clock64() - since < kPatienceCycles)) continue;
-      if (block_.leading_drawn() && oldest_waits()) {
+      if (may_help() && oldest_waits()) {
         help();
         __syncwarp();
       } else {
@@ -138,7 +142,7 @@ class Producer {
     }
     __syncwarp();
     if (fills && index == 0) ring.full[slot].arrive();
-    if (part.has_grad && item.kinds() != kNorm) draw.scalars[index] = tables_.scalars_of(part);
+    if (part.has_grad) draw.scalars[index] = tables_.scalars_of(part);
     __syncwarp();
     if (fills && index == 0) {
       ring.ready[slot].see(cursor.parity ^ 1u);
@@ -199,11 +203,23 @@ class Producer {
 
   // -------------------------------------------------------- help, postponed
 
+  // Asked when patience has run out, which begins anew when the leading norms are found to be drawn: their coefficients
+  // need a while. Where updates alone are left, there is nothing to help with, only to put off: when blocks whose
+  // patience ended just before the norm of all gradients was there did so, 1,500 updates came one by one at the end,
+  // and a step took up to 15 % longer.
+  __device__ bool may_help() {
+    if (!leading_drawn_) {
+      leading_drawn_ = block_.leading_drawn();
+      return false;
+    }
+    return !block_.all_prepared();
+  }
+
   // Whether an update in the slot that is waited for has no coefficient yet.
   __device__ bool oldest_waits() {
     const Draw& draw = block_.ring.draws[next_.slot];
     bool waits = false;
-    if (lane_id() < kItemsPerDraw && (draw.kinds & kUpdate) != 0) {
+    if (lane_id() < kItemsPerDraw) {
       const Part& part = draw.parts[lane_id()];
       waits = part.has_grad && part.waits &&
               !has_epoch(load_relaxed(&args_.workspace.coefficients[part.coefficient]), block_.epoch);
@@ -213,11 +229,10 @@ class Producer {
 
   // One draw without the ring: its norms now, its updates later.
   __device__ void help() {
-    if (block_.all_drawn()) return;
     const uint32_t index = draw_tickets(1);
     if (index >= args_.n_draws) return;
     const uint32_t kinds = tables_.item_of(index, 0).kinds();
-    if ((kinds & kUpdate) != 0 && lane_id() == 0) {
+    if (lane_id() == 0) {
       const uint32_t at = atomicAdd(&args_.workspace.counters->n_postponed, 1u);
       store_relaxed(&args_.workspace.postponed[at], tag(block_.epoch, index));
     }
@@ -254,6 +269,7 @@ class Producer {
   NormTrees trees_;
   double* scratch_ = nullptr;
   Cursor next_{0};
+  bool leading_drawn_;  // as far as is known
 };
 
 }  // namespace bertadam::cuda

@@ -7,6 +7,7 @@
 
 #include "cuda/barrier.cuh"
 #include "cuda/parts.cuh"
+#include "cuda/ptx.cuh"
 #include "cuda/tuning.h"
 
 namespace bertadam::cuda {
@@ -89,10 +90,10 @@ struct Block {
   uint32_t n_slots;
   uint32_t epoch;
 
-  // By the whole warp: whether nobody finds another draw, or another one of those that lead the list.
-  __device__ bool all_drawn() const {
+  // By the whole warp: whether nobody finds another draw of norms or surveys, or another one that leads the list.
+  __device__ bool all_prepared() const {
     const StepArgs& args = tables.args;
-    return __any_sync(kFullWarp, load_relaxed(&args.workspace.counters->ticket) >= args.n_draws - args.n_leading);
+    return __any_sync(kFullWarp, load_relaxed(&args.workspace.counters->ticket) >= args.n_preparing - args.n_leading);
   }
   __device__ bool leading_drawn() const {
     const StepArgs& args = tables.args;

@@ -59,17 +59,13 @@ class UpdateWarp {
     return {part, draw.scalars[index], grads, first % kPartElements};
   }
 
-  __device__ bool has_work(const Place& place, const Part& part) const {
-    return (block_.ring.draws[place.cursor.slot].kinds & kUpdate) != 0 && part.has_grad;
-  }
-
   // False at the end of the list.
   __device__ bool load(Ahead& ahead) {
     const uint32_t slot = ahead_.cursor.slot;
     block_.ring.full[slot].wait(ahead_.cursor.parity);
     if (block_.ring.draws[slot].kinds == 0) return false;
     const Piece<Rule> piece = piece_at(ahead_);
-    if (has_work(ahead_, piece.part)) {
+    if (piece.part.has_grad) {
       ahead.coefficient = piece.part.waits
                               ? load_relaxed(&args_.workspace.coefficients[piece.part.coefficient])
                               : tag(block_.epoch, float_bits(unclipped_coefficient(unscaling(args_.scaler))));
@@ -83,7 +79,7 @@ class UpdateWarp {
     const uint32_t slot = here_.cursor.slot;
     block_.ring.ready[slot].wait(here_.cursor.parity);
     const Piece<Rule> piece = piece_at(here_);
-    if (has_work(here_, piece.part)) {
+    if (piece.part.has_grad) {
       const float coefficient = wait_for(piece.part, ahead.coefficient);
       if (!(coefficient < 0.0f)) {
         Update<Rule, Types>::apply(block_.tables, piece, coefficient, ahead.loaded);

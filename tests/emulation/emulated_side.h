@@ -65,6 +65,7 @@ struct Side {
     a.grads = grads.data();
     a.n_draws = static_cast<uint32_t>(plan.items.size() / static_cast<size_t>(plan.items_per_draw));
     a.n_leading = static_cast<uint32_t>(plan.n_leading);
+    a.n_preparing = static_cast<uint32_t>(plan.n_preparing);
     a.n_tensors = static_cast<uint32_t>(tensors.size());
     a.n_groups = static_cast<uint32_t>(groups.size());
     a.n_large = static_cast<uint32_t>(plan.large.size());
