@@ -25,7 +25,7 @@ constexpr int kVectors = 4;
 constexpr int kNormWarps = 3;
 
 // How far ahead of a leading norm's draw the list is brought to L2: it is read once, so every item comes from far.
-// Nearly three rounds of all warps on an H100; other distances were not compared.
+// Nearly three rounds of all warps on an H100, four of the update warps; other distances were not compared.
 constexpr uint32_t kItemsAhead = 4096;
 
 // Bytes of gradients that a lane reads for each accumulator of leading norms before it adds them up. With 8 in place of
