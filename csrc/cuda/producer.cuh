@@ -206,7 +206,7 @@ class Producer {
   // Asked when patience has run out, which begins anew when the leading norms are found to be drawn: their coefficients
   // need a while. Where updates alone are left, there is nothing to help with, only to put off: when blocks whose
   // patience ended just before the norm of all gradients was there did so, 1,500 updates came one by one at the end,
-  // and a step took up to 15 % longer.
+  // and a step took up to 13 % longer.
   __device__ bool may_help() {
     if (!leading_drawn_) {
       leading_drawn_ = block_.leading_drawn();
