@@ -110,8 +110,9 @@ template <class Rule, class Types>
 __device__ __forceinline__ void take_distant_norms(const Tables& tables, NormTrees& trees, uint32_t draw,
                                                    double* scratch) {
   const WorkItem item = lane_id() < kItemsPerDraw ? tables.item_of(draw, lane_id()) : WorkItem{kNoTensor, 0};
-  const void* const grad = tables.template grad_of<Types>(item);
-  const Part part = tables.template describe<Rule, Types>(item, grad != nullptr);
+  const TensorEntry entry = tables.entry_of(item.tensor);
+  const void* const grad = entry.template grad_of<Types>(item);
+  const Part part = tables.template describe<Rule, Types>(item, entry);
   trees.add(part, distant_leaf_sums<Types>(grad, part.types, part.n), scratch);
 }
 

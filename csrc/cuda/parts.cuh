@@ -42,6 +42,25 @@ struct PartScalars {
   uint32_t ordinal;
 };
 
+// What the tables say of a tensor: the same throughout a step, so a lane that meets it again need not read it again.
+struct TensorEntry {
+  uint32_t tensor = kNoTensor;
+  const void* grad = nullptr;  // null where it has none, or where there is no such tensor
+  PlanTensor planned{};
+  TensorRow row{};
+
+  // The first element of its gradient; null where there is none.
+  template <class Types>
+  __device__ const void* grad_of(const WorkItem& item) const {
+    if (grad == nullptr) return nullptr;
+    const void* first = nullptr;
+    Types::with_grad(row.types, [&](auto element) {
+      first = static_cast<const decltype(element)*>(grad) + size_t{item.part()} * kPartElements;
+    });
+    return first;
+  }
+};
+
 // What the host has written down for this step. `groups` and `grads` may lie in the kernel's arguments.
 struct Tables {
   const StepArgs& args;
@@ -52,27 +71,21 @@ struct Tables {
     return args.items[size_t{draw} * kItemsPerDraw + index];
   }
 
-  // The first element of its gradient; null where there is none, or no such tensor.
-  template <class Types>
-  __device__ const void* grad_of(const WorkItem& item) const {
-    const void* grad = item.tensor == kNoTensor ? nullptr : grads[item.tensor];
-    if (grad == nullptr) return nullptr;
-    Types::with_grad(args.rows[item.tensor].types, [&](auto element) {
-      grad = static_cast<const decltype(element)*>(grad) + size_t{item.part()} * kPartElements;
-    });
-    return grad;
+  __device__ TensorEntry entry_of(uint32_t tensor) const {
+    if (tensor == kNoTensor) return {};
+    return {tensor, grads[tensor], args.tensors[tensor], args.rows[tensor]};
   }
 
   template <class Rule, class Types>
-  __device__ Part describe(const WorkItem& item, bool has_grad) const {
+  __device__ Part describe(const WorkItem& item, const TensorEntry& entry) const {
     Part part{};
     part.exists = item.tensor != kNoTensor;
     part.tensor = item.tensor;
     part.index = item.part();
-    part.has_grad = has_grad;
-    if (!has_grad) return part;
-    const PlanTensor& tensor = args.tensors[item.tensor];
-    const TensorRow& row = args.rows[item.tensor];
+    part.has_grad = entry.grad != nullptr;
+    if (!part.has_grad) return part;
+    const PlanTensor& tensor = entry.planned;
+    const TensorRow& row = entry.row;
     const int64_t begin = static_cast<int64_t>(part.index) * kPartElements;
     const int64_t rest = tensor.n_elements - begin;
     part.n = rest < kPartElements ? static_cast<int>(rest) : kPartElements;
@@ -103,9 +116,8 @@ struct Tables {
     return part;
   }
 
-  __device__ PartScalars scalars_of(const Part& part) const {
-    const TensorRow& row = args.rows[part.tensor];
-    return {tensor_scalars(groups[part.group], row, 1.0f), *row.step, row.ordinal};
+  __device__ PartScalars scalars_of(const TensorEntry& entry) const {
+    return {tensor_scalars(groups[entry.planned.group], entry.row, 1.0f), *entry.row.step, entry.row.ordinal};
   }
 };
 

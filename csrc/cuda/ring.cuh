@@ -74,6 +74,10 @@ struct Cursor {
   uint32_t slot;
   uint32_t parity = 0;
 
+  // The place that many steps back; no more than there are slots.
+  __device__ Cursor retreated(uint32_t steps, uint32_t n_slots) const {
+    return slot >= steps ? Cursor{slot - steps, parity} : Cursor{slot + n_slots - steps, parity ^ 1u};
+  }
   __device__ void advance(uint32_t steps, uint32_t n_slots) {
     slot += steps;
     if (slot >= n_slots) {
