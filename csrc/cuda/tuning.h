@@ -1,6 +1,6 @@
 // Every number that speed depends on and results do not. Times are of BERT-large's 336 M parameters in fp32 on an H100
-// (80 GB HBM3, 132 SMs, CUDA 13.0), 2026-11, clip per tensor / global / none. The choices made here take 3155 / 3531 /
-// 3090 us; figures that name nothing to be read beside are of a time of 3300 / 3677 us.
+// (80 GB HBM3, 132 SMs, CUDA 13.0), 2026-11, clip per tensor / global / none. The choices made here take 3160 / 3530 /
+// 3089 us; figures that name nothing to be read beside are of a time of 3300 / 3677 us.
 #pragma once
 
 #include "core/norm_tree.h"
