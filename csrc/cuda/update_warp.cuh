@@ -63,7 +63,7 @@ class UpdateWarp {
   __device__ bool load(Ahead& ahead) {
     const uint32_t slot = ahead_.cursor.slot;
     const Cursor behind = ahead_.cursor.retreated(kMostDrift, block_.n_slots);
-    block_.ring.empty[behind.slot].wait(behind.parity);  // all others have left it
+    block_.ring.empty[behind.slot].wait(behind.parity);  // until all have left it: they wait for nothing younger
     block_.ring.full[slot].wait(ahead_.cursor.parity);
     if (block_.ring.draws[slot].kinds == 0) return false;
     const Piece<Rule> piece = piece_at(ahead_);
