@@ -114,6 +114,11 @@ MUTATIONS = {
         "        n = resumes(first) ? 1 : 0;\n",
         "        n = 0;\n",
     ),
+    "keeps the tables of another tensor": (
+        "cuda/producer.cuh",
+        "fills && item.tensor != entry.tensor;",
+        "fills && entry.tensor == kNoTensor;",
+    ),
     "never helps": ("cuda/producer.cuh", "return !block_.all_prepared();", "return false;"),
     "puts off updates where there is no norm left": (
         "cuda/producer.cuh",

@@ -86,9 +86,9 @@ __device__ __forceinline__ void end_block(const Block& block) {
 }
 
 // Whether a warp takes leading norms before it takes up its role. Update warps do, since no coefficient is there yet;
-// norm warps only where most norms lead. Else the ring's are what updates wait for first: BERT-large takes 3180 us
-// clipped per tensor, 3189 where norm warps lead, too. To leave all that lead to norm warps with no slot to sum, beside
-// updates, takes 3191.
+// norm warps only where most norms lead. Else the ring's are what updates wait for first: BERT-large took 3180 us
+// clipped per tensor, 3189 where norm warps led, too. To leave all that lead to norm warps with no slot to sum, beside
+// updates, took 3191.
 __device__ __forceinline__ bool leads(const StepArgs& args, int warp) {
   if (warp < kUpdateWarps) return true;
   return warp != kProducerWarp && args.n_preparing - args.n_leading < args.n_leading;

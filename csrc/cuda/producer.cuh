@@ -109,10 +109,10 @@ class Producer {
     if (lane_id() == 0 && draw < args_.n_draws) prefetch_to_l2(args_.items + size_t{draw} * kItemsPerDraw);
   }
 
-  // Fills `n` slots with draws [first, first + n) of the list, of which only `kinds` are done. Three of four draws of
-  // BERT-large are of the tensor that the one before was of. To read its tables each time took the producer all of its
-  // time behind a long ring, where every access waits for L1, and matrices of 4 M elements waited 9 us for their
-  // coefficients: BERT-large took 3171 us clipped per tensor, 3155 now.
+  // Fills `n` slots with draws [first, first + n) of the list, of which only `kinds` are done. With 132 blocks, about
+  // three of four draws of BERT-large are of the tensor that the block's last one was of. To read its tables each time
+  // took the producer 96 % of its time behind a long ring, where every access waits for L1, and matrices of 4 M
+  // elements waited 9 us for their coefficients: BERT-large took 3171 us clipped per tensor, 3155 now.
   __device__ void fill(uint32_t first, uint32_t n, uint32_t kinds) {
     const auto which = static_cast<uint32_t>(lane_id()) / kItemsPerDraw;
     const int index = lane_id() % kItemsPerDraw;
@@ -277,7 +277,7 @@ class Producer {
   NormTrees trees_;
   double* scratch_ = nullptr;
   Cursor next_{0};
-  // Of the tensor that this lane met last: see fill.
+  // Of the tensor that this lane met last: see fill. Its step is advanced behind its last draw, so the scalars hold.
   struct {
     TensorEntry entry;
     PartScalars scalars;

@@ -23,7 +23,7 @@ constexpr int kVectors = 4;
 // How many draws the update warps of a block may be apart. Left to themselves they spread over the whole ring, and
 // memory that lies side by side is read and written at different times: without norms and with 13 slots, BERT-large
 // takes 3176 us without a limit, 3140 with 5, 3128 with 4, 3119 with 3 and 3199 with 2; clipped per tensor 3180, 3180,
-// 3178, 3171 and 3245. A single tensor of 1e9 elements, clipped, takes 10,535 us instead of 10,685.
+// 3178, 3171 and 3245. A single tensor of 1e9 elements, clipped, takes 10,545 us instead of 10,690.
 constexpr uint32_t kMostDrift = 3;
 
 // The norm warps sit on other schedulers than the producer (warp index mod 4), since converting to double is what
@@ -62,13 +62,13 @@ constexpr int kSlotsInSurvey = 5;
 // 3234, 3308). Float gradients have room for 13 slots and are best with them: 3234 us, 3262 with 11.
 constexpr uint32_t kMostSlots = 14;
 // Where the ring takes no norms, nothing is kept for later. BERT-large without clipping takes 3091 us with 3 slots,
-// 3110 with 4, 3135 with 6, 3152 with 8, 3187 with 13, 3119 by now (bfloat16 with remainders 2880 with 3, 2898 with 4,
-// 2953 with 8, 2991 with 13); a grid of plain blocks, as many as fit, took 3145. Clipped by the global norm it takes
-// 3710 us where the norms pass through a long ring, which keeps 2 % of the gradients, and 3605 where warps take them
-// from memory before (bfloat16 with masters 3604 and 3450: for 8 KB a producer and eight warps in turn need 0.5 us,
-// memory 0.35). Clipped per tensor, the norms that are not kept take 11 us less from memory than through the ring,
-// though it is long for the sake of the others; those of a single tensor of 1e9 elements, nearly all of them, take 32
-// us of 10,700 more, LAMB's make no difference.
+// 3110 with 4, 3135 with 6, 3152 with 8, 3187 with 13 before kMostDrift, 3119 with it (bfloat16 with remainders 2880
+// with 3, 2898 with 4, 2953 with 8, 2991 with 13); a grid of plain blocks, as many as fit, took 3145. Clipped by the
+// global norm it takes 3710 us where the norms pass through a long ring, which keeps 2 % of the gradients, and 3605
+// where warps take them from memory before (bfloat16 with masters 3604 and 3450: for 8 KB a producer and eight warps in
+// turn need 0.5 us, memory 0.35). Clipped per tensor, the norms that are not kept take 11 us less from memory than
+// through the ring, though it is long for the sake of the others; those of a single tensor of 1e9 elements, nearly all
+// of them, take 32 us of 10,700 more, LAMB's make no difference.
 constexpr uint32_t kSlotsWithoutNorms = 3;
 static_assert(kSlotsWithoutNorms >= kNormWarps && kMostSlots >= kNormWarps, "each has a slot of its own");
 static_assert(kMostDrift <= kNormWarps, "no ring is shorter");
